@@ -51,8 +51,8 @@ class Backend(Protocol):
     def unavailable(self, device: torch.device | None = None) -> str | None:
         """None when it can run (on that device), else one sentence saying why not and what to do."""
 
-    def precisions(self) -> dict[str, str | None]:
-        """Each of exact, fast, half, bf16 -> None when offered, else the reason why not."""
+    def precisions(self, device: torch.device | None = None) -> dict[str, str | None]:
+        """Each of exact, fast, half, bf16 -> None when offered (on that device), else the reason why not."""
 
     def stem(self, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
         """See python_ref.ops.stem."""
@@ -68,8 +68,9 @@ class Backend(Protocol):
         """(y, mean, var, z). See python_ref.ops.conv_bn_act for y.
 
         z: the convolution's output without its bias, kept for backward; an empty tensor unless save.
-        mean, var (Cout,), of gamma's dtype (float32 at least): with training the batch's mean and biased variance of
-        z + bias, else empty tensors.
+        mean, var (Cout,), of gamma's dtype (float32 at least): with training the batch's mean and biased
+        variance of z, else empty tensors. (The mean leaves the bias out because adding it and taking it
+        away again would round, and shift every normalised value alike.)
         """
 
     def conv_bn_act_backward(self, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor,
@@ -78,8 +79,8 @@ class Backend(Protocol):
                              ) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]:
         """(dx or None, dweight, dbias, dgamma, dbeta); the residual's gradient is grad itself.
 
-        mean, var: the batch's with training, the running ones without. With training dbias is exactly
-        zero, because batch norm removes what a bias adds.
+        mean, var: with training the batch's of z, as the forward returned them; without, the running ones,
+        of z + bias. With training dbias is exactly zero, because batch norm removes what a bias adds.
         """
 
     def residual_block(self, x: Tensor, w1: Tensor, b1: Tensor, g1: Tensor, be1: Tensor, rm1: Tensor,

@@ -1,0 +1,137 @@
+"""Inference: batch norm folded and weights packed once, buffers planned and reused, exact tiles."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+
+import torch
+from torch import Tensor
+
+from . import levels
+from .backends import FoldedNetwork, requested, select
+from .tiles import halo_of, plan
+
+# Workspace that a run may take unless the caller says otherwise; bounds memory for any picture size.
+DEFAULT_WORKSPACE = 1280 * 2**20
+
+
+@torch.no_grad()
+def fold(model) -> FoldedNetwork:
+    """Folds each batch norm into its convolution (in float64), for evaluation: w * g/s, (b - mean) * g/s + beta."""
+    body = []
+    for half in model.body():
+        weight, bias, gamma, beta, mean, var = (t.double() for t in half.tensors())
+        scale = gamma / torch.sqrt(var + half.bn.eps)
+        body.append(((weight * scale.view(-1, 1, 1, 1)).float(), ((bias - mean) * scale + beta).float()))
+    convs = (model.conv1, model.conv2, model.conv33, model.conv34, model.conv35)
+    plain = [t.detach().float().contiguous() for conv in convs for t in (conv.weight, conv.bias)]
+    return FoldedNetwork(tuple(plain[:4]), tuple(body), tuple(plain[4:]), model.tail_skip)
+
+
+class Engine:
+    """Runs a DBLRNet in evaluation mode over pictures of any size.
+
+    model: a DBLRNet; its weights are read anew whenever they have changed, in place or not.
+    backend: a name, or None for the caller's choice (use_backend, DBLR_FAST_BACKEND), else the fastest.
+    precision: "exact", "fast", "half", "bf16", or "auto": exact on a CPU, half on a GPU.
+    tile: "auto" (as few tiles as the workspace allows), "off", or the side of a square tile in pixels.
+        Tiles carry the exact halo (35 pixels for Table I): tiled and whole results agree.
+    device: where to run; None for the device of the model's parameters.
+    workspace: bytes that maps may take on the device; None for 1.25 GiB, and less when memory is short.
+
+    Raises ValueError or RuntimeError with one sentence when a choice cannot be had.
+    """
+
+    def __init__(self, model, backend: str | None = None, precision: str = "auto",
+                 tile: str | int = "auto", device: torch.device | str | None = None,
+                 workspace: int | None = None):
+        self.model = model
+        self.device = torch.device(device) if device is not None else model.conv1.weight.device
+        if precision == "auto":
+            precision = "exact" if self.device.type == "cpu" else "half"
+        self.precision = levels.check(precision)
+        if tile not in ("auto", "off") and not (isinstance(tile, int) and not isinstance(tile, bool) and tile > 0):
+            raise ValueError(f"tile must be 'auto', 'off' or a number of pixels of at least 1; got {tile!r}")
+        self.tile = tile
+        name = "" if backend == "auto" else backend
+        self._backend = select(self.device, requested() if name is None else name, self.precision)
+        self.backend = self._backend.name
+        self.workspace = DEFAULT_WORKSPACE if workspace is None else workspace
+        self.halo = halo_of(len(model.body()))
+        self._network = self._state = None
+        self._lock = threading.Lock()
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """(N, T, H, W) float32 luma in [0, 1] -> (N, 1, H, W) float32, not clamped, on frames' device.
+
+        Each picture of the batch is restored by itself. Raises ValueError for an input that does not fit
+        and MemoryError when not even small tiles fit into memory.
+        """
+        if frames.dim() != 4 or frames.shape[1] != self.model.frames or 0 in frames.shape:
+            raise ValueError(f"wanted frames (N, {self.model.frames}, H, W) with at least one pixel, got "
+                             f"{tuple(frames.shape)}")
+        if frames.dtype != torch.float32:
+            raise ValueError(f"wanted float32 luma in [0, 1], got {frames.dtype}; convert it first")
+        with self._lock, torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            self._refresh()
+            n, _, h, w = frames.shape
+            out = torch.empty((n, 1, h, w), dtype=torch.float32, device=frames.device)
+            moved = frames.detach().to(self.device)
+            for i in range(n):
+                self._picture(moved[i:i + 1], out[i:i + 1])
+            return out
+
+    def _picture(self, frames: Tensor, out: Tensor) -> None:
+        """One picture, tile by tile; when memory runs out, again with tiles of half the size."""
+        h, w = frames.shape[2:]
+        needs = self._network.workspace_bytes
+        workspace, previous = self.workspace, None
+        while True:
+            tiles = plan(h, w, self.tile, self.halo, workspace, needs)
+            largest = max(needs(*tile.crop_size) for tile in tiles)
+            if previous is not None and largest >= previous[0]:
+                raise MemoryError(f"a tile's maps need {largest >> 20} MiB and memory ran out; free memory, or "
+                                  f"take tile='auto' or smaller tiles") from previous[1]
+            try:
+                for tile in tiles:
+                    out[:, :, tile.y0:tile.y1, tile.x0:tile.x1] = self._network(
+                        tile.crop(frames), tile.valid)
+                return
+            except (torch.OutOfMemoryError, MemoryError) as error:
+                workspace, previous = largest // 2, (largest, error)
+
+    def _refresh(self) -> None:
+        """Folds and packs the weights again if any parameter or running statistic has changed."""
+        state = self._fingerprint()
+        if self._network is None or state is None or state != self._state:
+            self._network = self._backend.network(fold(self.model), self.precision, self.device)
+            self._state = state
+
+    def _fingerprint(self):
+        """What identifies the weights' values; None when nothing can, so that they are read each time."""
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        fingerprint = getattr(self._backend, "fingerprint", None)
+        if fingerprint is not None:  # the values themselves: sees changes through .data and numpy too
+            return fingerprint(tensors)
+        if any(t.is_inference() for t in tensors):
+            return None
+        return tuple((t.data_ptr(), t._version, id(t)) for t in tensors)
+
+
+_engines: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def engine_of(model) -> Engine:
+    """The engine that serves a module's own forward, for the caller's present choices.
+
+    Kept beside the module, not in it, so that copying, pickling and replicating the module stay plain.
+    """
+    device = model.conv1.weight.device
+    key = (device, select(device, requested(), levels.current()).name, levels.current())
+    kept = _engines.get(model)
+    if kept is None or kept[0] != key:
+        # The engine must not keep its model alive: a strong reference to a weak dictionary's key would.
+        kept = key, Engine(weakref.proxy(model), backend=key[1], precision=key[2], device=device)
+        _engines[model] = kept
+    return kept[1]

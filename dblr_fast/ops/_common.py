@@ -1,0 +1,94 @@
+"""What all op files share: registration, autocast, checks, and the caller's choices."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import levels
+from ..backends import requested, select
+
+LIBRARY = torch.library.Library("dblr_fast", "DEF")
+
+
+def define(schema: str, run, fake) -> None:
+    """Registers an op (on every device, the backend decides) with its fake."""
+    name = schema.split("(", 1)[0]
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"dblr_fast::{name}", fake, lib=LIBRARY)
+
+
+def follow_autocast(name: str, maps: tuple[int, ...]) -> None:
+    """Under autocast, casts the arguments at the positions `maps` to autocast's dtype, as convolutions do."""
+    op = getattr(torch.ops.dblr_fast, name).default
+    for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+        def cast(*args, device_type=device_type, key=key):
+            dtype = torch.get_autocast_dtype(device_type)
+            args = [
+                a.to(dtype) if i in maps and isinstance(a, Tensor) and a.dtype in LOW_OR_SINGLE else a
+                for i, a in enumerate(args)]
+            with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))):
+                return op(*args)
+        LIBRARY.impl(name, cast, key)
+
+
+LOW_OR_SINGLE = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def choices(x: Tensor) -> tuple[str, str]:
+    """(backend, precision) that the caller asked for; precision levels are for float32 alone."""
+    return requested(), levels.current() if x.dtype == torch.float32 else "exact"
+
+
+def backend_for(x: Tensor, name: str, level: str):
+    return select(x.device, name, level)
+
+
+def kept(t: Tensor | None, like: Tensor) -> Tensor:
+    """An op returns tensors only: an empty one stands for None."""
+    return like.new_empty(0) if t is None else t
+
+
+def or_none(t: Tensor, wanted: bool) -> Tensor | None:
+    return t if wanted else None
+
+
+def map_like(x: Tensor, channels: int) -> Tensor:
+    """An uninitialised channels_last map of x's batch, height and width."""
+    n, _, h, w = x.shape
+    return x.new_empty((n, h, w, channels)).permute(0, 3, 1, 2)
+
+
+def needs_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def check(condition, message) -> None:
+    """Raises RuntimeError with message() unless the condition holds; works on symbolic shapes."""
+    torch._check(condition, message)
+
+
+def check_map(op: str, x: Tensor, what: str = "(N, C, H, W)") -> None:
+    check(x.dim() == 4, lambda: f"{op}: wanted a 4-D input {what}, got {x.dim()}-D {tuple(x.shape)}")
+    check(x.is_floating_point(), lambda: f"{op}: wanted a floating-point input, got {x.dtype}; convert it, "
+                                         f"for pictures to [0, 1]")
+    for length in x.shape:
+        check(length >= 1, lambda: f"{op}: wanted an input with at least one element, got {tuple(x.shape)}")
+
+
+def check_shape(op: str, name: str, t: Tensor, shape: tuple) -> None:
+    check(t.dim() == len(shape), lambda: f"{op}: wanted {name} of shape {tuple(shape)}, got {tuple(t.shape)}")
+    for got, wanted in zip(t.shape, shape):
+        check(got == wanted, lambda: f"{op}: wanted {name} of shape {tuple(shape)}, got {tuple(t.shape)}")
+
+
+def check_alike(op: str, x: Tensor, dtype_too: bool = True, **others: Tensor | None) -> None:
+    for name, t in others.items():
+        if t is None:
+            continue
+        check(t.device == x.device, lambda: f"{op}: wanted {name} on the input's device {x.device}, got "
+                                            f"{t.device}; move the module or the input")
+        if dtype_too:
+            check(t.dtype == x.dtype, lambda: f"{op}: wanted {name} in the input's dtype {x.dtype}, got "
+                                              f"{t.dtype}; convert one, or use autocast")

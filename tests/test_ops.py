@@ -1,0 +1,209 @@
+"""Each op on each backend: outputs, all gradients and running statistics against float64, and torch's rules."""
+
+import pytest
+import torch
+from cases import BACKENDS, OPS, SIZES, call, op_inputs, reference, run
+from tolerance import assert_close_as_eager
+
+import dblr_fast
+from dblr_fast import ops
+
+CASES = [(op, n, *size) for op in OPS for size in SIZES for n in (1, 3)] + [
+    (op, 1, 129, 131) for op in ("stem", "residual_block", "reconstruct")]
+
+LAYOUTS = {
+    "contiguous": lambda t: t.contiguous(),
+    "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t,
+    "view": lambda t: torch.stack([t, torch.full_like(t, torch.nan)], -1)[..., 0],
+    "transposed": lambda t: t.transpose(-1, -2).contiguous().transpose(-1, -2) if t.dim() > 1 else t,
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("op,n,h,w", CASES)
+def test_parity(backend, training, op, n, h, w):
+    if training and n * h * w < 6 and op in ("conv_bn_act", "conv_bn_act_plain", "residual_block"):
+        n = 6  # two values normalise to +-1 whatever they are: all gradients cancel, nothing is left to judge
+    inputs = op_inputs(op, n, h, w, seed=n * 1000 + h * 7 + w)
+    exact = reference(op, inputs, training, torch.float64)
+    eager = reference(op, inputs, training, torch.float32)
+    with dblr_fast.use_backend(backend):
+        ours = run(ops, op, inputs, training, torch.float32)
+    assert ours.keys() == exact.keys()
+    for name in exact:
+        assert_close_as_eager(f"{op} {name}", ours[name], eager[name], exact[name])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("op", OPS)
+def test_layouts(backend, layout, op):
+    inputs = op_inputs(op, 2, 9, 11, seed=3)
+    exact = reference(op, inputs, True, torch.float64)
+    eager = reference(op, inputs, True, torch.float32)
+    with dblr_fast.use_backend(backend):
+        ours = run(ops, op, inputs, True, torch.float32, layout=LAYOUTS[layout])
+    for name in exact:
+        assert_close_as_eager(f"{op} {name}", ours[name], eager[name], exact[name])
+    if ours["output"].shape[1] > 1:
+        assert ours["output"].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("op", OPS)
+def test_no_input_gradient(backend, op):
+    inputs = op_inputs(op, 2, 7, 6, seed=4)
+    with dblr_fast.use_backend(backend):
+        full = run(ops, op, inputs, True, torch.float32)
+        part = run(ops, op, inputs, True, torch.float32, input_gradient=False)
+    assert "gradient 0" in full and "gradient 0" not in part
+    for name in part:
+        assert torch.equal(part[name], full[name]), name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("op", OPS)
+def test_same_bits_every_run(backend, op):
+    inputs = op_inputs(op, 2, 37, 53, seed=5)
+    with dblr_fast.use_backend(backend):
+        first = run(ops, op, inputs, True, torch.float32)
+        second = run(ops, op, inputs, True, torch.float32)
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("op", OPS)
+def test_gradcheck(backend, training, op):
+    tensors, running = op_inputs(op, 2, 3, 4, seed=6, channels=2, wide=3, frames=3)
+    if op == "stem":  # fewer channels than Table I's, or numerical differences take minutes
+        tensors = [tensors[0], tensors[1][:2], tensors[2][:2], tensors[3][:3, :2], tensors[4][:3]]
+    elif op == "stem_2d":
+        tensors = [tensors[0], tensors[1][:2], tensors[2][:2], tensors[3][:3, :2], tensors[4][:3]]
+    leaves = [t.double().clone().requires_grad_() for t in tensors]
+
+    def function(*leaves):
+        return call(ops, op, leaves, [t.double().clone() for t in running], training)
+
+    with dblr_fast.use_backend(backend):
+        assert torch.autograd.gradcheck(function, leaves)
+
+
+def raw_arguments(op, dtype=torch.float32, requires_grad=True):
+    """(torch op, arguments) of the registered op behind each function."""
+    tensors, running = op_inputs(op, 2, 5, 4, seed=7)
+    leaves = [t.to(dtype).requires_grad_(requires_grad) for t in tensors]
+    running = [t.to(dtype) for t in running]
+    namespace = torch.ops.dblr_fast
+    if op.startswith("stem"):
+        return namespace.stem, tuple(leaves)
+    if op.startswith("conv_bn_act"):
+        residual = leaves[5] if len(leaves) > 5 else None
+        return namespace.conv_bn_act, (*leaves[:5], *running, residual, True, True, 1e-5, True)
+    if op == "residual_block":
+        return namespace.residual_block, (
+            *leaves[:5], *running[:2], *leaves[5:9], *running[2:], True, 1e-5, True)
+    return namespace.reconstruct, (*leaves, True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("op", OPS)
+def test_opcheck(backend, channels_last, op):
+    function, arguments = raw_arguments(op)
+    if channels_last:
+        arguments = tuple(
+            a.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+            if isinstance(a, torch.Tensor) and a.dim() == 4 else a for a in arguments)
+    torch.library.opcheck(function.default, (*arguments, backend, "exact"))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("op", OPS)
+def test_opcheck_of_backward_and_inference(backend, op):
+    """The backward ops and the forward without gradients have right fakes too."""
+    function, arguments = raw_arguments(op, requires_grad=False)
+    if function is not torch.ops.dblr_fast.stem:
+        arguments = (*arguments[:-1], False)
+    torch.library.opcheck(function.default, (*arguments, backend, "exact"))
+    with dblr_fast.use_backend(backend):
+        seen = []
+
+        class Spy(torch.utils._python_dispatch.TorchDispatchMode):
+            def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+                if func.namespace == "dblr_fast" and "backward" in func.__name__:
+                    seen.append((func, args))
+                return func(*args, **(kwargs or {}))
+
+        tensors, running = op_inputs(op, 2, 5, 4, seed=8)
+        y = call(ops, op, [t.requires_grad_() for t in tensors], running, True)
+        with Spy():
+            y.sum().backward()
+    (backward, args), = seen
+    torch.library.opcheck(backward, tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in args))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("op", OPS)
+def test_autocast(backend, op):
+    """Under autocast an op computes in autocast's dtype; its parameters' gradients stay float32."""
+    inputs = op_inputs(op, 2, 13, 9, seed=9)
+    exact = reference(op, inputs, True, torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        eager = reference(op, inputs, True, torch.float32)
+        with dblr_fast.use_backend(backend):
+            ours = run(ops, op, inputs, True, torch.float32)
+    assert ours["output"].dtype == torch.bfloat16
+    for name in exact:
+        assert name == "output" or ours[name].dtype == torch.float32, name
+        # Judged by bfloat16's ulp, in which the products were made.
+        assert_close_as_eager(f"{op} {name}", ours[name].bfloat16(), eager[name].bfloat16(), exact[name])
+
+
+def test_backward_runs_on_the_backend_of_forward(monkeypatch):
+    used = []
+    backend = dblr_fast.backends.get("torch")
+    original = backend.reconstruct_backward
+    monkeypatch.setattr(backend, "reconstruct_backward",
+                        lambda *a: used.append("torch") or original(*a), raising=False)
+    tensors, _ = op_inputs("reconstruct", 1, 4, 4, seed=10)
+    with dblr_fast.use_backend("torch"):
+        y = ops.reconstruct(*[t.requires_grad_() for t in tensors])
+    y.sum().backward()
+    assert used == ["torch"]
+
+
+REFUSALS = [
+    ("stem", lambda t, r: ([t[0][0], *t[1:]], r), r"wanted a 4-D input \(N, T, H, W\), got 3-D"),
+    ("stem", lambda t, r: ([t[0][:, :4], *t[1:]], r), r"wanted w2 of shape"),
+    ("stem", lambda t, r: ([t[0].double(), *t[1:]], r), r"wanted w1 in the input's dtype"),
+    ("conv_bn_act", lambda t, r: ([t[0][:, :3], *t[1:]], r), r"wanted weight of shape \(32, 3, 3, 3\)"),
+    ("conv_bn_act", lambda t, r: ([*t[:5], t[5][..., 1:]], r), r"wanted residual of shape"),
+    ("conv_bn_act", lambda t, r: ([t[0].int(), *t[1:]], r), r"wanted a floating-point input"),
+    ("conv_bn_act", lambda t, r: ([*t[:3], t[3][1:], *t[4:]], r), r"wanted gamma of shape \(32,\)"),
+    ("conv_bn_act_plain", lambda t, r: ([t[0][:1, :, :1, :1], *t[1:]], r), r"more than one value a channel"),
+    ("residual_block", lambda t, r: ([t[0][:, :, :0], *t[1:]], r), r"at least one element"),
+    ("reconstruct", lambda t, r: ([*t[:5], t[5].repeat(2, 1, 1, 1), t[6]], r), r"wanted w3 of shape \(1,"),
+]
+
+
+@pytest.mark.parametrize("op,spoil,message", REFUSALS)
+def test_refusals(op, spoil, message):
+    tensors, running = spoil(*op_inputs(op, 2, 5, 4, seed=11))
+    with pytest.raises(RuntimeError, match=message):
+        call(ops, op, tensors, running, True)
+
+
+def test_unknown_backend_and_precision():
+    with pytest.raises(ValueError, match="backend must be one of auto, torch, cpu; got 'metal'"):
+        with dblr_fast.use_backend("metal"):
+            pass
+    with pytest.raises(ValueError, match="precision must be one of exact, fast, half, bf16; got 'best'"):
+        with dblr_fast.precision("best"):
+            pass
+    tensors, _ = op_inputs("reconstruct", 1, 4, 4, seed=12)
+    with dblr_fast.precision("half"), pytest.raises(ValueError, match="no backend offers precision 'half'"):
+        ops.reconstruct(*tensors)
+    assert torch.isfinite(ops.reconstruct(*tensors)).all()

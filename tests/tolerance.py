@@ -1,0 +1,33 @@
+"""The one rule by which results are judged, in every test.
+
+A result is compared with the same function in float64. It may err by twice as much as plain (eager) torch
+errs on the same inputs in the same type, plus one ulp of the result's scale: eps * max|reference|.
+Errors are the largest absolute ones over the tensor. No test carries a tolerance of its own.
+
+A float64 result is itself judged against float64. There eager's error is taken from float32 and scaled by
+the ratio of the two epsilons: errors grow with the number of roundings, not with the type.
+"""
+
+import torch
+
+
+def assert_close_as_eager(name, ours, eager, reference, scale=None):
+    """Raises AssertionError unless `ours` is as close to `reference` as the rule above asks.
+
+    ours, eager: tensors of one shape, floating point; reference: the same in float64, from the same inputs.
+    scale: natural size of the result where max|reference| understates it, as for a gradient that is zero in
+        exact arithmetic because its terms cancel; the larger of the two counts.
+    """
+    shapes = [tuple(t.shape) for t in (ours, eager, reference)]
+    assert len(set(shapes)) == 1, f"{name}: shapes of ours, eager, reference differ: {shapes}"
+    if ours.numel() == 0:
+        return
+    assert reference.dtype == torch.float64, f"{name}: the reference must be float64, it is {reference.dtype}"
+    with torch.no_grad():
+        error = (ours.double() - reference).abs().max().item()
+        eager_error = (eager.double() - reference).abs().max().item()
+        size = max(reference.abs().max().item(), scale or 0.0)
+    eager_ulps = eager_error / torch.finfo(eager.dtype).eps
+    limit = (2 * eager_ulps + size) * torch.finfo(ours.dtype).eps
+    assert error <= limit, (f"{name}: error {error:.3e} is over the limit {limit:.3e} "
+                            f"(eager's error {eager_error:.3e}, scale {size:.3e}, shape {shapes[0]})")

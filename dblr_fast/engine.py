@@ -60,6 +60,7 @@ class Engine:
         self.workspace = DEFAULT_WORKSPACE if workspace is None else workspace
         self.halo = halo_of(len(model.body()))
         self._network = self._state = None
+        self._plans: dict = {}
         self._lock = threading.Lock()
 
     def __call__(self, frames: Tensor) -> Tensor:
@@ -88,7 +89,10 @@ class Engine:
         needs = self._network.workspace_bytes
         workspace, previous = self.workspace, None
         while True:
-            tiles = plan(h, w, self.tile, self.halo, workspace, needs)
+            key = h, w, workspace, needs(h, w)
+            if key not in self._plans:
+                self._plans = {key: plan(h, w, self.tile, self.halo, workspace, needs)}
+            tiles = self._plans[key]
             largest = max(needs(*tile.crop_size) for tile in tiles)
             if previous is not None and largest >= previous[0]:
                 raise MemoryError(f"a tile's maps need {largest >> 20} MiB and memory ran out; free memory, or "

@@ -70,6 +70,9 @@ def plan(height: int, width: int, tile: str | int, halo: int, workspace: int,
     best = None
     smallest = max(1, halo // 2)  # below this, nearly all the work is halo
     for columns in range(1, max(1, width // smallest) + 1):
+        if best is not None and not best[0][0] and best[0][1] <= height * sum(
+                s[3] - s[2] for s in _spans(width, columns, halo)):
+            break  # even uncut rows would now cost more than the best grid
         for rows in range(1, max(1, height // smallest) + 1):
             ys, xs = _spans(height, rows, halo), _spans(width, columns, halo)
             largest = max(s[3] - s[2] for s in ys), max(s[3] - s[2] for s in xs)

@@ -15,6 +15,7 @@ import dblr_fast
 import python_ref
 
 SMALL = dict(width=8, blocks=2)
+WIDE = dict(width=32, blocks=2)  # enough values a tensor for its largest error to be a fair measure
 VARIANTS = [
     dict(), dict(tail_skip=False), dict(frames=3), dict(frames=7), dict(variant="multi"),
     dict(variant="single", frames=1), dict(variant="multi", frames=3, tail_skip=False),
@@ -46,12 +47,29 @@ def pair(seed=0, **arguments):
     return ours, specification
 
 
+def assert_all_close(mine, eager, exact):
+    """The one rule for every result of a training step.
+
+    The last bias is judged together with its layer's weight: its gradient is a single value, and the error of
+    one value, eager's or ours, may be next to nothing by luck.
+    """
+    def joined(results):
+        last = [results.pop(f"gradient of conv35.{name}").flatten() for name in ("weight", "bias")]
+        return {**results, "gradient of conv35": torch.cat(last)}
+    mine, eager, exact = (joined(dict(r)) for r in (mine, eager, exact))
+    for name in exact:
+        assert_close_as_eager(name, mine[name], eager[name], exact[name])
+
+
+def target_like(y):
+    return torch.rand(y.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(y.dtype)
+
+
 def results(model, x):
     """Output, every gradient and running statistic of one training step."""
     x = x.clone().requires_grad_()
     y = model(x)
-    target = torch.rand(y.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(y.dtype)
-    ((y - target) ** 2).mean().backward()
+    ((y - target_like(y)) ** 2).mean().backward()
     out = {"output": y.detach(), "input gradient": x.grad}
     out.update({f"gradient of {n}": p.grad for n, p in model.named_parameters()})
     out.update({n: b for n, b in model.named_buffers() if "running" in n})
@@ -80,15 +98,14 @@ def test_state_dict_both_ways(arguments):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("arguments", VARIANTS, ids=str)
 def test_training_parity(backend, arguments):
-    arguments = {**arguments, **SMALL}
+    arguments = {**arguments, **WIDE}
     ours, specification = pair(**arguments)
     x = torch.rand(2, ours.frames, 19, 13, generator=torch.Generator().manual_seed(1))
     eager = results(copy.deepcopy(specification), x)
     exact = results(specification.double(), x.double())
     with dblr_fast.use_backend(backend):
         mine = results(ours, x)
-    for name in exact:
-        assert_close_as_eager(name, mine[name], eager[name], exact[name])
+    assert_all_close(mine, eager, exact)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -101,8 +118,7 @@ def test_whole_network_parity(backend):
     exact = results(exact_model, x.double())
     with dblr_fast.use_backend(backend):
         mine = results(ours, x)
-        for name in exact:
-            assert_close_as_eager(name, mine[name], eager[name], exact[name])
+        assert_all_close(mine, eager, exact)
         specification, exact_model = specification.eval(), copy.deepcopy(specification).double().eval()
         ours.load_state_dict(specification.state_dict())
         ours.eval()
@@ -167,7 +183,8 @@ def test_other_dtypes(dtype):
     x = torch.rand(2, 5, 9, 12)
     with torch.no_grad():
         exact = copy.deepcopy(specification).double().eval()(x.double())
-        eager = copy.deepcopy(specification).to(dtype).eval()(x.to(dtype))
+        judge = torch.float32 if dtype == torch.float64 else dtype  # float64 is judged by float32's, scaled
+        eager = copy.deepcopy(specification).to(judge).eval()(x.to(judge))
         y = ours.to(dtype).eval()(x.to(dtype))
     assert y.dtype == dtype
     assert_close_as_eager("output", y, eager, exact)

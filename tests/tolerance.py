@@ -5,7 +5,8 @@ errs on the same inputs in the same type, plus one ulp of the result's scale: ep
 Errors are the largest absolute ones over the tensor. No test carries a tolerance of its own.
 
 A float64 result is itself judged against float64. There eager's error is taken from float32 and scaled by
-the ratio of the two epsilons: errors grow with the number of roundings, not with the type.
+the ratio of the two epsilons, for errors grow with the number of roundings, not with the type; and a third
+such error is allowed for the reference, which is then no more exact than the result.
 """
 
 import torch
@@ -28,6 +29,7 @@ def assert_close_as_eager(name, ours, eager, reference, scale=None):
         eager_error = (eager.double() - reference).abs().max().item()
         size = max(reference.abs().max().item(), scale or 0.0)
     eager_ulps = eager_error / torch.finfo(eager.dtype).eps
-    limit = (2 * eager_ulps + size) * torch.finfo(ours.dtype).eps
+    factor = 3 if ours.dtype == torch.float64 else 2
+    limit = (factor * eager_ulps + size) * torch.finfo(ours.dtype).eps
     assert error <= limit, (f"{name}: error {error:.3e} is over the limit {limit:.3e} "
                             f"(eager's error {eager_error:.3e}, scale {size:.3e}, shape {shapes[0]})")

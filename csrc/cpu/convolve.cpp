@@ -1,0 +1,146 @@
+#include "convolve.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "norm.h"
+#include "threads.h"
+
+namespace dblr {
+namespace {
+
+// A packed tile of this size stays in a 512 KB second-level cache beside a block of weights.
+constexpr Index kTileBytes = 160 * 1024;
+
+Index divide_up(Index a, Index b) { return (a + b - 1) / b; }
+
+}  // namespace
+
+template <class T>
+Weights<T>::Weights(const Run<T>& r, const Filter<T>& f, const T* bias, const double* scale)
+    : in(f.in), out(f.out), kernel_rows(f.kernel), run(f.kernel * f.in), lanes_(r.kernels.lanes),
+      width_(2 * r.kernels.lanes) {
+  blocks = divide_up(out, width_);
+  data_ = Buffer<T>(blocks * width_ * depth());
+  bias_ = Buffer<T>(blocks * width_);
+  parallel(r.threads, blocks, 0, [&](Index b, char*) {
+    const Index stride = vectors(b) * lanes_, first = first_channel(b);
+    T* to = data_.data() + b * width_ * depth();
+    std::memset(to, 0, stride * depth() * sizeof(T));
+    for (Index c = 0; c < width_; c++) {
+      const Index o = first + c;
+      bias_[o] = bias && o < out ? bias[o] : T(0);
+      if (o >= out) continue;
+      const double factor = scale ? scale[o] : 1;
+      for (Index i = 0; i < in; i++) {
+        const T* from = f.data + o * f.so + i * f.si;
+        for (int t = 0; t < f.kernel * f.kernel; t++) {
+          const T value = from[f.flip ? f.kernel * f.kernel - 1 - t : t];
+          to[(t * in + i) * stride + c] = scale ? static_cast<T>(value * factor) : value;
+        }
+      }
+    }
+  });
+}
+
+Tiling::Tiling(Index h, Index w, Index bytes_per_pixel, int register_pixels) {
+  const Index budget = kTileBytes / bytes_per_pixel;
+  cols = std::max<Index>(budget / 10 - 2, register_pixels) / register_pixels * register_pixels;
+  cols = std::min(cols, w);
+  rows = std::min(std::max<Index>(budget / (cols + 2) - 2, 1), h);
+  // Equal parts, whole register tiles where there is a choice.
+  cols = divide_up(divide_up(w, divide_up(w, cols)), register_pixels) * register_pixels;
+  rows = divide_up(h, divide_up(h, rows));
+  down = divide_up(h, rows);
+  across = divide_up(w, cols);
+}
+
+Tile tile_at(const Tiling& t, const Rect& region, Index task) {
+  const Index n = task / t.tiles(), y = task % t.tiles() / t.across * t.rows, x = task % t.across * t.cols;
+  return {n, region.y0 + y, region.x0 + x, std::min(t.rows, region.h() - y), std::min(t.cols, region.w() - x)};
+}
+
+void TileSums::resize(Index tiles, Index channels) {
+  s0.resize(tiles * channels);
+  s1.resize(tiles * channels);
+  count.resize(tiles);
+}
+
+template <class T>
+void load_tile(const Kernels<T>& k, const Source<T>& source, const Tile& tile, Index halo, T* out) {
+  const Index cols = tile.cols + 2 * halo, channels = source.a.c;
+  for (Index y = -halo; y < tile.rows + halo; y++, out += cols * channels) {
+    k.load_row(source, tile.n, tile.y + y, tile.x - halo, cols, 0, channels, out);
+  }
+}
+
+template <class T>
+Product<T> product(const Weights<T>& w, Index b, Pixels<const T> in, Index rows, Index cols, Pixels<T> out) {
+  Product<T> p = {};
+  p.in = in;
+  p.kernel_rows = w.kernel_rows;
+  p.run = w.run;
+  p.weights = w.block(b);
+  p.vectors = w.vectors(b);
+  p.rows = rows;
+  p.cols = cols;
+  p.channels = w.channels(b);
+  p.bias = w.bias(b);
+  p.out = out;
+  return p;
+}
+
+template <class T>
+void middle_tile(const Kernels<T>& k, const Weights<T>& w, const Tile& tile, Index h, Index wide, const T* in,
+                 T* out) {
+  const Index rows = tile.rows + 2, cols = tile.cols + 2, row = cols * w.out, in_row = (cols + 2) * w.in;
+  const Index y0 = std::max<Index>(0, 1 - tile.y), y1 = std::min(rows, h - tile.y + 1);
+  const Index x0 = std::max<Index>(0, 1 - tile.x), x1 = std::min(cols, wide - tile.x + 1);
+  if (y0 > 0 || x0 > 0 || y1 < rows || x1 < cols) std::memset(out, 0, rows * row * sizeof(T));
+  for (Index b = 0; b < w.blocks; b++) {
+    Product<T> p = product<T>(w, b, {in + y0 * in_row + x0 * w.in, in_row, w.in}, y1 - y0, x1 - x0,
+                              {out + y0 * row + x0 * w.out + w.first_channel(b), row, w.out});
+    p.relu = true;
+    k.multiply(p);
+  }
+}
+
+template <class T> void convolve(const Run<T>& run, const Convolution<T>& c) {
+  const Weights<T>& w = *c.weights;
+  if (c.region.h() <= 0 || c.region.w() <= 0) return;
+  const Tiling tiling(c.region.h(), c.region.w(), w.in * sizeof(T), run.kernels.pixels);
+  const Index tasks = c.out.n * tiling.tiles(), packed = (tiling.rows + 2) * (tiling.cols + 2) * w.in;
+  if (c.moments) c.moments->resize(tasks, w.out);
+  if (c.norm_sums) c.norm_sums->resize(tasks, w.out);
+  parallel(run.threads, tasks, (packed + w.out) * sizeof(T), [&](Index task, char* scratch) {
+    const Tile t = tile_at(tiling, c.region, task);
+    T* const in = reinterpret_cast<T*>(scratch);
+    load_tile(run.kernels, c.source, t, 1, in);
+    const Index row = (t.cols + 2) * w.in;
+    for (Index b = 0; b < w.blocks; b++) {
+      auto from_channel = [&](auto at) {
+        if (at.data) at.data += w.first_channel(b);
+        return at;
+      };
+      Product<T> p = product<T>(w, b, {in, row, w.in}, t.rows, t.cols, from_channel(pixels(c.out, t.n, t.y, t.x)));
+      p.relu = c.relu;
+      for (int i = 0; i < 2; i++) p.add[i] = from_channel(pixels(c.add[i], t.n, t.y, t.x));
+      p.mask = from_channel(pixels(c.mask, t.n, t.y, t.x));
+      run.kernels.multiply(p);
+    }
+    const Map<const T> out = constant(c.out);
+    if (c.moments) tile_moments(run.kernels, out, t, in + packed, *c.moments, task);
+    if (c.norm_sums) tile_norm_sums(run.kernels, out, c.norm, t, *c.norm_sums, task);
+  });
+}
+
+#define INSTANTIATE(T)                                                                                          \
+  template class Weights<T>;                                                                                    \
+  template void load_tile(const Kernels<T>&, const Source<T>&, const Tile&, Index, T*);                         \
+  template Product<T> product(const Weights<T>&, Index, Pixels<const T>, Index, Index, Pixels<T>);              \
+  template void middle_tile(const Kernels<T>&, const Weights<T>&, const Tile&, Index, Index, const T*, T*);     \
+  template void convolve(const Run<T>&, const Convolution<T>&);
+INSTANTIATE(float)
+INSTANTIATE(double)
+
+}  // namespace dblr

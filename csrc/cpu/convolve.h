@@ -1,0 +1,100 @@
+// A 3x3 convolution, tile by tile: load a tile with its halo (and what is fused into the load), multiply block
+// by block of output channels, finish from registers, and sum statistics while the tile is in cache.
+#pragma once
+
+#include <vector>
+
+#include "isa.h"
+#include "tensor.h"
+
+namespace dblr {
+
+// Weights as they lie in memory: element (o, i, dy, dx) at o * so + i * si + dy * 3 + dx; `flip` turns the
+// kernel by 180 degrees, as a gradient to the input needs. kernel: 3, or 1 for a product without neighbours.
+template <class T> struct Filter {
+  const T* data;
+  Index out, in, so, si;
+  bool flip;
+  int kernel;
+};
+
+// Weights (out, in, 3, 3), contiguous, of the forward pass and of the gradient to its input.
+template <class T> Filter<T> forward_filter(const T* w, Index out, Index in) {
+  return {w, out, in, in * 9, 9, false, 3};
+}
+template <class T> Filter<T> backward_filter(const T* w, Index out, Index in) {
+  return {w, in, out, 9, in * 9, true, 3};
+}
+
+// Weights packed for the kernels: blocks of output channels, within each [dy][dx, ic][channel of the block].
+template <class T> class Weights {
+ public:
+  // bias: null for none. scale: one factor an output channel (a folded batch norm), or null.
+  Weights(const Run<T>& run, const Filter<T>& filter, const T* bias = nullptr, const double* scale = nullptr);
+
+  Index in, out;
+  Index kernel_rows, run;
+  Index blocks;
+  int vectors(Index b) const { return channels(b) > lanes_ ? 2 : 1; }
+  int channels(Index b) const { return static_cast<int>(out - b * width_ < width_ ? out - b * width_ : width_); }
+  Index first_channel(Index b) const { return b * width_; }
+  const T* block(Index b) const { return data_.data() + b * width_ * depth(); }
+  const T* bias(Index b) const { return bias_.data() + b * width_; }
+  Index depth() const { return kernel_rows * run; }
+
+ private:
+  int lanes_;
+  Index width_;
+  Buffer<T> data_, bias_;
+};
+
+// How an h x w picture is cut. Depends on the sizes alone, never on the number of threads.
+struct Tiling {
+  Tiling(Index h, Index w, Index bytes_per_pixel, int register_pixels);
+  Index rows, cols, down, across;
+  Index tiles() const { return down * across; }
+};
+
+struct Tile {
+  Index n, y, x, rows, cols;
+};
+Tile tile_at(const Tiling& tiling, const Rect& region, Index task);
+
+// Sums of a map, tile by tile: [tile][channel].
+struct TileSums {
+  std::vector<double> s0, s1;
+  std::vector<Index> count;
+  void resize(Index tiles, Index channels);
+};
+
+template <class T> struct Convolution {
+  Source<T> source;
+  const Weights<T>* weights;
+  Rect region;           // what is computed of each output picture
+  Map<T> out;            // indexed in the picture's coordinates
+  bool relu = false;
+  Map<const T> add[2] = {};
+  Map<const T> mask = {};
+  // Mean and M2 (sum of squared deviations from it) of each channel over each tile of the output.
+  TileSums* moments = nullptr;
+  // Sums of the output for the batch norm whose gradient it is; norm.b is that batch norm's input.
+  TileSums* norm_sums = nullptr;
+  Source<T> norm = {};
+};
+
+template <class T> void convolve(const Run<T>& run, const Convolution<T>& c);
+
+// The pieces, for ops that chain convolutions within a tile. `halo` pixels on each side are loaded too.
+template <class T>
+void load_tile(const Kernels<T>& k, const Source<T>& source, const Tile& tile, Index halo, T* out);
+
+// A convolution from a packed tile into a packed tile that the next one reads: `tile` with its halo of one
+// pixel, zero outside the h x w picture. `in` holds `tile` with a halo of two.
+template <class T>
+void middle_tile(const Kernels<T>& k, const Weights<T>& w, const Tile& tile, Index h, Index wide, const T* in, T* out);
+
+// Everything of a product but what follows the bias; the caller adds that.
+template <class T>
+Product<T> product(const Weights<T>& w, Index block, Pixels<const T> in, Index rows, Index cols, Pixels<T> out);
+
+}  // namespace dblr

@@ -1,0 +1,32 @@
+// The instruction set in use: the best that the CPU has, or the one that DBLR_FAST_ISA names.
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kernels.h"
+
+namespace dblr {
+
+// Each instruction set that was built -> empty, or why this CPU cannot run it.
+std::vector<std::pair<std::string, std::string>> isas();
+
+// Throws std::invalid_argument when the CPU lacks the one that was asked for.
+std::string isa();
+void set_isa(const std::string& name);
+const Table& table();
+
+template <class T> const Kernels<T>& kernels_of(const Table& t);
+template <> inline const Kernels<float>& kernels_of(const Table& t) { return t.f32; }
+template <> inline const Kernels<double>& kernels_of(const Table& t) { return t.f64; }
+
+// How an op runs: on how many threads, with which kernels.
+template <class T> struct Run {
+  int threads;
+  const Kernels<T>& kernels;
+  explicit Run(int threads) : threads(threads), kernels(kernels_of<T>(table())) {}
+  Run(int threads, const Kernels<T>& kernels) : threads(threads), kernels(kernels) {}
+};
+
+}  // namespace dblr

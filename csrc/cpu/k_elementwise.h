@@ -1,0 +1,118 @@
+// Loading a row of a packed tile, with what is fused into it, and the normalisation that ends a block.
+namespace dblr {
+namespace {
+
+// out = op(a, b, channel) over pixels; whole vectors of channels first, then what is left one by one.
+template <class T, class Op>
+DBLR_INLINE void each(Pixels<const T> a, Pixels<const T> b, Pixels<T> out, Index rows, Index cols, Index channels,
+                      const Op& op) {
+  for (Index y = 0; y < rows; y++) {
+    for (Index x = 0; x < cols; x++) {
+      const T* pa = a.data + y * a.row + x * a.pixel;
+      const T* pb = b.data + y * b.row + x * b.pixel;
+      T* po = out.data + y * out.row + x * out.pixel;
+      Index c = 0;
+      for (; c + kLanes<T> <= channels; c += kLanes<T>) {
+        store(po + c, op(fetch<Vec<T>>(pa + c), fetch<Vec<T>>(pb + c), c));
+      }
+      for (; c < channels; c++) po[c] = op(pa[c], pb[c], c);
+    }
+  }
+}
+
+// (v - mean) * scale + shift: the one place where a batch norm is applied, so that forward and backward agree
+// on the sign of every element.
+template <class V, class T> DBLR_INLINE V affine(V centred, const T* scale, const T* shift, Index c) {
+  return fma(centred, fetch<V>(scale + c), fetch<V>(shift + c));
+}
+
+template <class T> struct NormaliseRelu {
+  const T *mean, *scale, *shift;
+  template <class V> DBLR_INLINE V operator()(V a, V, Index c) const {
+    return rectify(affine(a - fetch<V>(mean + c), scale, shift, c));
+  }
+};
+
+template <class T, bool relu> struct NormGrad {
+  const T *mean, *scale, *shift, *k1, *k2, *k3;
+  template <class V> DBLR_INLINE V operator()(V a, V b, Index c) const {
+    const V centred = b - fetch<V>(mean + c);
+    const V g = relu ? gate(affine(centred, scale, shift, c), a) : a;
+    return fma(fetch<V>(k1 + c), g, fma(fetch<V>(k2 + c), centred, fetch<V>(k3 + c)));
+  }
+};
+
+struct ReluGrad {
+  template <class V> DBLR_INLINE V operator()(V a, V b, Index) const { return gate(b, a); }
+};
+
+template <class T, bool relu, bool add> struct NormaliseAdd {
+  const T *mean, *scale, *shift;
+  template <class V> DBLR_INLINE V operator()(V z, V residual, Index c) const {
+    V y = affine(z - fetch<V>(mean + c), scale, shift, c);
+    if (relu) y = rectify(y);
+    return add ? y + residual : y;
+  }
+};
+
+template <class T> void clear(T* out, Index count) { __builtin_memset(out, 0, count * sizeof(T)); }
+
+template <class T>
+void load_row(const Source<T>& s, Index n, Index y, Index x0, Index cols, Index c0, Index c1, T* out) {
+  const Index channels = c1 - c0;
+  if (y < 0 || y >= s.a.h) return clear(out, cols * channels);
+  const Index begin = x0 < 0 ? -x0 : 0;
+  const Index end = x0 + cols > s.a.w ? s.a.w - x0 : cols;
+  if (begin >= end) return clear(out, cols * channels);
+  clear(out, begin * channels);
+  clear(out + end * channels, (cols - end) * channels);
+
+  const Index inside = end - begin;
+  Pixels<T> to = {out + begin * channels, 0, channels};
+  const T* first = s.a.data + n * s.a.sn + c0 * s.a.sc + y * s.a.sh + (x0 + begin) * s.a.sw;
+  Pixels<const T> a = {first, 0, s.a.sw}, b = a;
+  if (s.a.sc != 1 && channels > 1) {  // gather first, then work in place
+    for (Index c = 0; c < channels; c++) {
+      for (Index x = 0; x < inside; x++) to.data[x * channels + c] = first[c * s.a.sc + x * s.a.sw];
+    }
+    a = b = {to.data, 0, channels};
+  }
+  if (s.b.data) b = {s.b.data + n * s.b.sn + c0 + y * s.b.sh + (x0 + begin) * s.b.sw, 0, s.b.sw};
+
+  if (s.load == Load::copy) {
+    if (a.data == to.data) return;
+    if (a.pixel == channels) {
+      __builtin_memcpy(to.data, a.data, inside * channels * sizeof(T));
+    } else {
+      for (Index x = 0; x < inside; x++) {
+        __builtin_memcpy(to.data + x * channels, a.data + x * a.pixel, channels * sizeof(T));
+      }
+    }
+  } else if (s.load == Load::normalise) {
+    each(a, b, to, 1, inside, channels, NormaliseRelu<T>{s.mean + c0, s.scale + c0, s.shift + c0});
+  } else if (s.load == Load::relu_grad) {
+    each(a, b, to, 1, inside, channels, ReluGrad{});
+  } else if (s.relu) {
+    each(a, b, to, 1, inside, channels,
+         NormGrad<T, true>{s.mean + c0, s.scale + c0, s.shift + c0, s.k1 + c0, s.k2 + c0, s.k3 + c0});
+  } else {
+    each(a, b, to, 1, inside, channels,
+         NormGrad<T, false>{s.mean + c0, nullptr, nullptr, s.k1 + c0, s.k2 + c0, s.k3 + c0});
+  }
+}
+
+template <class T, bool relu, bool add> void normalise_as(const Normalise<T>& a) {
+  each(a.z, add ? a.add : a.z, a.out, a.rows, a.cols, a.channels,
+       NormaliseAdd<T, relu, add>{a.mean, a.scale, a.shift});
+}
+
+template <class T> void normalise(const Normalise<T>& a) {
+  if (a.add.data) {
+    a.relu ? normalise_as<T, true, true>(a) : normalise_as<T, false, true>(a);
+  } else {
+    a.relu ? normalise_as<T, true, false>(a) : normalise_as<T, false, false>(a);
+  }
+}
+
+}  // namespace
+}  // namespace dblr

@@ -1,0 +1,96 @@
+// The convolution's inner loops: P pixels x V vectors of output channels in registers over the whole depth.
+namespace dblr {
+namespace {
+
+// The depth is summed in parts of this length or a little less, and the parts are added up in memory: rounding
+// errors of one long sum grow with its length, and over 2304 products they were five times those of torch.
+constexpr Index kPart = 128;
+
+// Nothing but the sums lives here: with the epilogue in the same function GCC keeps part of the sums in memory.
+template <class T, int P, int V>
+void multiply_pixels(const T* in, Index row, Index pixel, Index kernel_rows, Index run, const T* w, T* out) {
+  constexpr int L = kLanes<T>;
+  const Index parts = (run + kPart - 1) / kPart;
+  for (int i = 0; i < P * V; i++) store(out + i * L, broadcast(T(0)));
+  for (; kernel_rows > 0; kernel_rows--, in += row) {
+    for (Index part = 0, k = 0; part < parts; part++) {
+      Vec<T> sum[P][V];
+#pragma GCC unroll 16
+      for (int p = 0; p < P; p++) {
+#pragma GCC unroll 2
+        for (int v = 0; v < V; v++) sum[p][v] = broadcast(T(0));
+      }
+      for (const Index end = run * (part + 1) / parts; k < end; k++, w += V * L) {
+        Vec<T> weight[V];
+#pragma GCC unroll 2
+        for (int v = 0; v < V; v++) weight[v] = fetch<Vec<T>>(w + v * L);
+#pragma GCC unroll 16
+        for (int p = 0; p < P; p++) {
+          const Vec<T> value = broadcast(in[k + p * pixel]);
+#pragma GCC unroll 2
+          for (int v = 0; v < V; v++) sum[p][v] = fma(value, weight[v], sum[p][v]);
+        }
+      }
+#pragma GCC unroll 16
+      for (int p = 0; p < P; p++) {
+#pragma GCC unroll 2
+        for (int v = 0; v < V; v++) {
+          T* const total = out + (p * V + v) * L;
+          store(total, fetch<Vec<T>>(total) + sum[p][v]);
+        }
+      }
+    }
+  }
+}
+
+// Bias or earlier sum, ReLU, additions, mask; to the output.
+template <class T> void finish_pixels(const Product<T>& a, Index y, Index x, Index pixels, const T* sums) {
+  constexpr int L = kLanes<T>;
+  for (Index p = 0; p < pixels; p++) {
+    for (int v = 0; v < a.vectors; v++, sums += L) {
+      const Index count = a.channels - v * L;
+      T* to = a.out.data + y * a.out.row + (x + p) * a.out.pixel + v * L;
+      Vec<T> value = fetch<Vec<T>>(sums);
+      value = value + (a.accumulate ? fetch_lanes(to, count) : fetch<Vec<T>>(a.bias + v * L));
+      if (a.relu) value = rectify(value);
+      for (const Pixels<const T>& add : a.add) {
+        if (add.data) value = value + fetch_lanes(add.data + y * add.row + (x + p) * add.pixel + v * L, count);
+      }
+      if (a.mask.data) {
+        value = gate(fetch_lanes(a.mask.data + y * a.mask.row + (x + p) * a.mask.pixel + v * L, count), value);
+      }
+      store_lanes(to, value, count);
+    }
+  }
+}
+
+template <class T> using MultiplyPixels = void (*)(const T*, Index, Index, Index, Index, const T*, T*);
+
+template <class T, int V, int... P> struct MultiplyTable {
+  static constexpr MultiplyPixels<T> of[] = {nullptr, multiply_pixels<T, P, V>...};
+};
+#if DBLR_PIXELS == 12
+template <class T, int V> using MultiplyBy = MultiplyTable<T, V, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12>;
+#elif DBLR_PIXELS == 6
+template <class T, int V> using MultiplyBy = MultiplyTable<T, V, 1, 2, 3, 4, 5, 6>;
+#else
+template <class T, int V> using MultiplyBy = MultiplyTable<T, V, 1, 2, 3, 4>;
+#endif
+
+// A row of pixels is cut into equal groups: 5 + 5 rather than 6 + 4, for small groups wait on latency.
+template <class T> void multiply(const Product<T>& a) {
+  const MultiplyPixels<T>* by = a.vectors == 2 ? MultiplyBy<T, 2>::of : MultiplyBy<T, 1>::of;
+  const Index groups = (a.cols + DBLR_PIXELS - 1) / DBLR_PIXELS;
+  alignas(64) T sums[DBLR_PIXELS * 2 * kLanes<T>];
+  for (Index y = 0; y < a.rows; y++) {
+    for (Index g = 0; g < groups; g++) {
+      const Index x = a.cols * g / groups, pixels = a.cols * (g + 1) / groups - x;
+      by[pixels](a.in.data + y * a.in.row + x * a.in.pixel, a.in.row, a.in.pixel, a.kernel_rows, a.run, a.weights,
+                 sums);
+      finish_pixels(a, y, x, pixels, sums);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace dblr

@@ -1,0 +1,116 @@
+// What a kernel file offers for one instruction set: a table of functions, and the plain structs they take.
+//
+// Files compiled for an instruction set include this header and no other shared one. It holds data alone:
+// an inline function in it could be compiled with AVX-512 in one file and be picked by the linker for all.
+#pragma once
+
+#include <cstdint>
+
+namespace dblr {
+
+using Index = std::int64_t;
+
+// n pictures of h x w pixels with c channels; strides in elements.
+template <class T> struct Map {
+  T* data;
+  Index n, c, h, w;
+  Index sn, sc, sh, sw;
+};
+
+enum class Load {
+  copy,         // a
+  normalise,    // relu((a - mean) * scale + shift)
+  norm_grad,    // k1 * g + k2 * (b - mean) + k3, g = a where (b - mean) * scale + shift > 0 (if relu), else a
+  relu_grad,    // a where b > 0, else 0
+};
+
+// Where a packed tile comes from, and what is done on the way. The arrays hold one value a channel.
+// b has unit channel stride; outside the picture everything loads as zero.
+template <class T> struct Source {
+  Map<const T> a, b;
+  Load load;
+  bool relu;
+  const T *mean, *scale, *shift, *k1, *k2, *k3;
+};
+
+// Pixels with unit channel stride: `data` is the first, row and pixel are distances in elements.
+template <class T> struct Pixels {
+  T* data;
+  Index row, pixel;
+};
+
+// out[y][x] = epilogue(bias + sum over kernel_rows, run of in[y + r][x * pixel + k] * weights[r][k]) for one
+// block of output channels. A packed tile keeps (dx, channel) adjacent, so a kernel row is one run.
+template <class T> struct Product {
+  Pixels<const T> in;
+  Index kernel_rows, run;
+  const T* weights;      // [kernel_rows * run][vectors * lanes]
+  int vectors;           // 1 or 2
+  Index rows, cols;
+  int channels;          // how many of vectors * lanes are stored
+  bool accumulate;       // start from what `out` holds instead of the bias
+  bool relu;
+  const T* bias;         // [vectors * lanes]
+  Pixels<T> out;
+  Pixels<const T> add[2];  // added after the ReLU; data null: none
+  Pixels<const T> mask;    // then zero where mask <= 0; data null: none
+};
+
+// Weight gradient of one tile for one block of output channels, added to out[group][dy][dx][ic][lane].
+template <class T> struct Gradient {
+  const T* x;            // [group][rows + 2][cols + 2][ic], ic < group_channels
+  Index groups;
+  const T* dz;           // [rows][cols][vectors * lanes]
+  int vectors;
+  Index rows, cols;
+  T* out;
+};
+
+enum class Sum {
+  plain,       // s0 = sum a
+  squares,     // s0 = sum (a - mean), s1 = sum (a - mean)^2
+  norm_grad,   // s0 = sum g, s1 = sum g * (b - mean); g as in Load::norm_grad
+};
+
+// Sums over a tile for each channel, in double from row to row.
+template <class T> struct Sums {
+  Pixels<const T> a, b;
+  Index rows, cols, channels;
+  Sum sum;
+  bool relu;
+  const T *mean, *scale, *shift;
+  double *s0, *s1;
+};
+
+// out = act((z - mean) * scale + shift) + add
+template <class T> struct Normalise {
+  Pixels<const T> z, add;  // add.data null: none
+  Pixels<T> out;
+  Index rows, cols, channels;
+  bool relu;
+  const T *mean, *scale, *shift;
+};
+
+template <class T> struct Kernels {
+  int lanes;           // channels in a vector
+  int pixels;          // pixels in the register tile
+  int group_channels;  // input channels that a weight gradient takes together
+  // out[x - x0][c - c0] of row y of picture n, x0 <= x < x0 + cols, c0 <= c < c1
+  void (*load_row)(const Source<T>&, Index n, Index y, Index x0, Index cols, Index c0, Index c1, T* out);
+  void (*multiply)(const Product<T>&);
+  void (*gradient)(const Gradient<T>&);
+  void (*sums)(const Sums<T>&);
+  void (*normalise)(const Normalise<T>&);
+};
+
+struct Table {
+  Kernels<float> f32;
+  Kernels<double> f64;
+};
+
+const Table* table_portable();
+const Table* table_avx2();
+const Table* table_avx512();
+const Table* table_avx512_model();
+
+}  // namespace dblr

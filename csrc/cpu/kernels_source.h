@@ -1,0 +1,25 @@
+// The arithmetic, once. A kernels_*.cpp file sets the vector's bytes, the register tile and the table's name,
+// and includes this file. Everything but the table's accessor has internal linkage: see kernels.h.
+#include "kernels.h"
+
+#include "vec.h"
+
+#include "k_elementwise.h"
+#include "k_gradient.h"
+#include "k_multiply.h"
+#include "k_sums.h"
+
+namespace dblr {
+namespace {
+
+template <class T> constexpr Kernels<T> kernels() {
+  return {kLanes<T>, DBLR_PIXELS, DBLR_GROUP, load_row<T>, multiply<T>, gradient<T>, sums<T>, normalise<T>};
+}
+
+constexpr Table kTable = {kernels<float>(), kernels<double>()};
+
+}  // namespace
+
+const Table* DBLR_TABLE() { return &kTable; }
+
+}  // namespace dblr

@@ -1,0 +1,45 @@
+// A whole DBLRNet in evaluation mode, batch norm folded, in float32: weights packed once, run many times.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "ops.h"
+
+namespace dblr {
+
+class Network {
+ public:
+  // Channels of the window, the stem's middle, the body and the tail; the body is a list of (weight, bias).
+  struct Shape {
+    Index frames, middle, width, tail;
+  };
+  struct Layer {
+    const float *weight, *bias;
+  };
+  Network(int threads, const Shape& shape, const ConvPair<float>& stem, const std::vector<Layer>& body,
+          const ConvPair<float>& tail, const float* w3, float b3, bool tail_skip);
+
+  // What run needs as workspace to give `valid` of an h x w picture, and what each thread takes beside it.
+  std::size_t workspace_bytes(Index h, Index w, const Rect& valid) const;
+  std::size_t thread_bytes(Index h, Index w, const Rect& valid) const;
+
+  // x: (1, frames, h, w); y: (1, 1, ...) of which `valid` is written. Layer k computes what the layers after
+  // it read: `valid` grown by the 35 - k of them, and clipped at the picture.
+  void run(int threads, Map<const float> x, const Rect& valid, float* workspace, Map<float> y) const;
+
+  Index layers() const { return static_cast<Index>(body_.size()) + 5; }
+  const Shape& shape() const { return shape_; }
+
+ private:
+  Index map_size(const Rect& part) const;
+  Tail<float> tail() const { return {&tail_[0], &tail_[1], &tail_[2], b3_}; }
+
+  Shape shape_;
+  const Kernels<float>& kernels_;
+  std::vector<Weights<float>> stem_, body_, tail_;
+  float b3_;
+  bool tail_skip_;
+};
+
+}  // namespace dblr

@@ -1,0 +1,53 @@
+// Batch norm around the convolutions: statistics, constants, sums for the gradient, the pass that ends a block.
+#pragma once
+
+#include "convolve.h"
+
+namespace dblr {
+
+// Parameters and statistics of one convolution with batch norm, each (channels,). z is the convolution without
+// its bias. In training bias is null and mean is that of z; else mean is the running one, of z + bias.
+template <class T> struct NormParameters {
+  const T *bias, *gamma, *beta, *mean, *var;
+  double eps;
+};
+
+// The same per channel as the kernels want it.
+template <class T> class Norm {
+ public:
+  Norm(const NormParameters<T>& p, Index channels);
+  explicit Norm(Index channels);  // the identity
+  // After the sums over a map: gradients of gamma, beta and bias, and the constants of the gradient to z.
+  void set_gradient(const NormParameters<T>& p, const TileSums& sums, bool training, T* dbias, T* dgamma, T* dbeta);
+  // z = b in these: a normalised and rectified load of z, and the gradient to z from that to the output.
+  Source<T> normalised(Map<const T> z) const;
+  Source<T> gradient(Map<const T> grad, Map<const T> z, bool relu) const;
+
+  Index channels;
+  Buffer<T> mean, scale, shift, k1, k2, k3;
+};
+
+// Folded into a convolution: factors of the weights and the bias that is left.
+template <class T> struct Folded {
+  Folded(const NormParameters<T>& p, Index channels);
+  Buffer<double> scale;
+  Buffer<T> bias;
+};
+
+template <class T>
+void tile_moments(const Kernels<T>& k, const Map<const T>& z, const Tile& t, T* scratch, TileSums& sums, Index at);
+template <class T>
+void tile_norm_sums(const Kernels<T>& k, const Map<const T>& grad, const Source<T>& norm, const Tile& t, TileSums& sums,
+                    Index at);
+
+// Mean and biased variance of all tiles, merged in order (Chan et al.) in double.
+template <class T> void merge_moments(const TileSums& sums, Index channels, T* mean, T* var);
+
+// Sums of g and g * (z - mean) over a whole map; norm as in Norm::gradient.
+template <class T> void norm_sums(const Run<T>& run, const Source<T>& norm, TileSums& sums);
+
+// out = act(norm(z)) + add; add.data null: nothing added.
+template <class T>
+void normalise(const Run<T>& run, const Norm<T>& norm, Map<const T> z, bool relu, Map<const T> add, Map<T> out);
+
+}  // namespace dblr

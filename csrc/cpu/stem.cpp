@@ -1,0 +1,98 @@
+#include <algorithm>
+
+#include "ops.h"
+#include "threads.h"
+#include "weight_gradient.h"
+
+namespace dblr {
+namespace {
+
+// Backward holds the middle map and its gradient for this many pixels at a time.
+constexpr Index kBandPixels = 64 * 1024;
+
+}  // namespace
+
+// A tile's middle map lives in the thread's scratch alone.
+template <class T>
+void stem(const Run<T>& run, Map<const T> x, const Weights<T>& first, const Weights<T>& second, const Rect& region,
+          Map<T> y) {
+  if (region.h() <= 0 || region.w() <= 0) return;
+  const Tiling tiling(region.h(), region.w(), (first.in + first.out) * sizeof(T), run.kernels.pixels);
+  const Index in_size = (tiling.rows + 4) * (tiling.cols + 4) * first.in;
+  const Index middle_size = (tiling.rows + 2) * (tiling.cols + 2) * first.out;
+  const Source<T> source = copy_of(x);
+  parallel(run.threads, x.n * tiling.tiles(), (in_size + middle_size) * sizeof(T), [&](Index task, char* scratch) {
+    const Tile t = tile_at(tiling, region, task);
+    T *const in = reinterpret_cast<T*>(scratch), *const middle = in + in_size;
+    load_tile(run.kernels, source, t, 2, in);
+    middle_tile(run.kernels, first, t, x.h, x.w, in, middle);
+    for (Index b = 0; b < second.blocks; b++) {
+      Pixels<T> out = pixels(y, t.n, t.y, t.x);
+      out.data += second.first_channel(b);
+      Product<T> p = product<T>(second, b, {middle, (t.cols + 2) * first.out, first.out}, t.rows, t.cols, out);
+      p.relu = true;
+      run.kernels.multiply(p);
+    }
+  });
+}
+
+template <class T>
+void stem_backward(int threads, Map<const T> grad, Map<const T> x, Map<const T> y, const ConvPair<T>& p, Map<T> dx,
+                   T* dw1, T* db1, T* dw2, T* db2) {
+  const Run<T> run(threads);
+  const Weights<T> first(run, forward_filter(p.w1, p.middle, p.in), p.b1);
+  const Weights<T> second_back(run, backward_filter(p.w2, p.out, p.middle));
+  const Weights<T> first_back(run, backward_filter(p.w1, p.middle, p.in));
+  const Index h = x.h, w = x.w;
+  const Index band_rows = std::min(h, std::max<Index>(kBandPixels / w, 8));
+  const Index size = std::min(h, band_rows + 2) * w * p.middle;
+  Buffer<T> middle_data(size), gradient_data(size);
+  bool add = false;
+  for (Index n = 0; n < x.n; n++) {
+    const auto picture = [n](auto map) {
+      if (map.data) map.data += n * map.sn;
+      map.n = 1;
+      return map;
+    };
+    const Source<T> dz2 = {picture(grad), picture(y), Load::relu_grad, true, nullptr, nullptr, nullptr,
+                           nullptr, nullptr, nullptr};
+    for (Index y0 = 0; y0 < h; y0 += band_rows, add = true) {
+      const Rect band = {y0, std::min(h, y0 + band_rows), 0, w};
+      const Rect around = grow(band, 1, h, w);
+      const Map<T> middle = part_of_picture(middle_data.data(), p.middle, around, h, w);
+      const Map<T> gradient = part_of_picture(gradient_data.data(), p.middle, around, h, w);
+      Convolution<T> c;
+      c.source = copy_of(picture(x));
+      c.weights = &first;
+      c.region = around;
+      c.out = middle;
+      c.relu = true;
+      convolve(run, c);
+      c = {};
+      c.source = dz2;
+      c.weights = &second_back;
+      c.region = around;
+      c.out = gradient;
+      c.mask = constant(middle);
+      convolve(run, c);
+      weight_gradient<T>(run, {copy_of(constant(middle)), dz2, band, dw2, p.middle * 9, 9, false, add, db2});
+      weight_gradient<T>(run, {copy_of(picture(x)), copy_of(constant(gradient)), band, dw1, p.in * 9, 9, false, add, db1});
+      if (!dx.data) continue;
+      c = {};
+      c.source = copy_of(constant(gradient));
+      c.weights = &first_back;
+      c.region = band;
+      c.out = picture(dx);
+      convolve(run, c);
+    }
+  }
+}
+
+#define INSTANTIATE(T)                                                                                              \
+  template void stem(const Run<T>&, Map<const T>, const Weights<T>&, const Weights<T>&, const Rect&, Map<T>);       \
+  template void stem_backward(int, Map<const T>, Map<const T>, Map<const T>, const ConvPair<T>&, Map<T>, T*, T*,    \
+                              T*, T*);
+INSTANTIATE(float)
+INSTANTIATE(double)
+
+}  // namespace dblr

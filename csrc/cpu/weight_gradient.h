@@ -1,0 +1,20 @@
+// Gradient of a 3x3 convolution's weights (and bias): sums over all pixels of products of input and gradient.
+#pragma once
+
+#include "convolve.h"
+
+namespace dblr {
+
+template <class T> struct WeightGradient {
+  Source<T> x, dz;  // input and gradient to the output, as they load
+  Rect region;      // which pixels of the gradient count
+  T* dw;            // element (o, i, dy, dx) at o * so + i * si + dy * 3 + dx, or turned by 180 degrees
+  Index so, si;
+  bool flip = false;
+  bool add = false;     // to what dw and dbias hold
+  T* dbias = nullptr;   // null: not wanted
+};
+
+template <class T> void weight_gradient(const Run<T>& run, const WeightGradient<T>& g);
+
+}  // namespace dblr

@@ -1,0 +1,1 @@
+"""Training scripts. Nothing here is imported by `import dblr_fast`."""

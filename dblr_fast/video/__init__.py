@@ -1,0 +1,5 @@
+"""Video files and folders of pictures: decode, restore, encode."""
+
+from .run import Result, deblur_video
+
+__all__ = ["Result", "deblur_video"]

@@ -1,8 +1,8 @@
 """Weights on disk: safetensors files with what a user must know about them in the header.
 
-The header's string map ("metadata") holds: format ("dblr_fast"), variant, frames, tail_skip, width, blocks (how
-to build the network), luma_matrix and luma_range (what its input means), and free text such as trained_on,
-scores and licence. Loading reads numbers and text and never runs code.
+The header's string map ("metadata") holds: format ("dblr_fast"), variant, frames, tail_skip, width, blocks
+(how to build the network), luma_matrix and luma_range (what its input means), and free text such as
+trained_on, scores and licence. Loading reads numbers and text and never runs code.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def models() -> dict[str, Path]:
 
 
 def find(name_or_path: str | os.PathLike) -> Path:
-    """The file of a shipped model ("default" is one), or the path itself. Raises Refusal when there is none."""
+    """The file of a shipped model ("default" is one), or the path itself. Raises Refusal when there is
+    none."""
     name, shipped = os.fspath(name_or_path), models()
     if name == "default":
         name = DEFAULT
@@ -75,7 +76,8 @@ def load_model(name_or_path: str | os.PathLike = "default", device: torch.device
     model.load_state_dict(state, assign=True)
     for name, tensor in state.items():
         if not torch.isfinite(tensor).all():
-            raise Refusal(f"model {path}: tensor {name} holds values that are not finite; train or fetch it anew")
+            raise Refusal(f"model {path}: tensor {name} holds values that are not finite; "
+                          "train or fetch it anew")
     model.metadata = {**_DEFAULTS, **metadata}
     return model.to(device).eval()
 
@@ -84,8 +86,8 @@ def save_model(model: DBLRNet, path: str | os.PathLike, metadata: dict[str, str]
     """Writes the weights and running statistics of a DBLRNet as a safetensors file.
 
     metadata: text to keep beside what describes the network itself (which always comes from the model);
-        luma_matrix ("bt601" unless given; bt709, bt2020) and luma_range ("full" unless given: 0 is black and 1
-        white; "limited": 16/255 is black and 235/255 white) say what its input means and are honoured when
+        luma_matrix ("bt601" unless given; bt709, bt2020) and luma_range ("full" unless given: 0 is black and
+        1 white; "limited": 16/255 is black and 235/255 white) say what its input means and are honoured when
         pictures are read. Other values become str.
     The file appears only when it is complete. Raises Refusal for metadata that load_model would refuse and
     OSError when it cannot be written.
@@ -93,8 +95,8 @@ def save_model(model: DBLRNet, path: str | os.PathLike, metadata: dict[str, str]
     from safetensors.torch import save
 
     header = {key: str(value) for key, value in {**_DEFAULTS, **(metadata or {})}.items()}
-    header.update(format="dblr_fast", variant=model.variant, frames=str(model.frames),
-                  tail_skip=str(model.tail_skip).lower(), width=str(model.width), blocks=str(len(model.blocks)))
+    header.update(format="dblr_fast", variant=model.variant, frames=str(model.frames), width=str(model.width),
+                  blocks=str(len(model.blocks)), tail_skip=str(model.tail_skip).lower())
     _architecture(header, path)
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     data = save(tensors, header)
@@ -133,7 +135,8 @@ def _architecture(metadata, path) -> dict:
         arguments[key] = int(text)
     odd = arguments["frames"] == 1 if arguments["variant"] == "single" else arguments["frames"] % 2 == 1
     if not odd or (arguments["variant"] != "single" and arguments["frames"] < 3):
-        raise Refusal(f"model {path}: variant {arguments['variant']!r} does not go with {known['frames']} frames")
+        raise Refusal(f"model {path}: variant {arguments['variant']!r} does not go with {known['frames']} "
+                      "frames")
     return arguments
 
 
@@ -142,8 +145,8 @@ def _compare(state, wanted, path) -> None:
         if name not in state:
             raise Refusal(f"model {path}: tensor {name} of shape {tuple(tensor.shape)} is missing")
         if state[name].shape != tensor.shape:
-            raise Refusal(f"model {path}: tensor {name} should have shape {tuple(tensor.shape)}, the file has "
-                          f"{tuple(state[name].shape)}")
+            raise Refusal(f"model {path}: tensor {name} should have shape {tuple(tensor.shape)}, the file "
+                          f"has {tuple(state[name].shape)}")
         if state[name].is_floating_point() != tensor.is_floating_point():
             raise Refusal(f"model {path}: tensor {name} should be of type {tensor.dtype}, the file has "
                           f"{state[name].dtype}")

@@ -1,8 +1,8 @@
 """The command line: `dblr-fast deblur IN OUT`, `dblr-fast info`.
 
 Exit codes: 0 done; 1 the run failed (a full disk, for instance); 2 the request was refused; 3 done, but the
-source is damaged or cut off and only what could be decoded of it was written; 130 interrupted. Whatever is not 0
-or 3 leaves no output, and an older one as it was. DBLR_FAST_DEBUG=1 shows where an error came from.
+source is damaged or cut off and only what could be decoded of it was written; 130 interrupted. Whatever is
+not 0 or 3 leaves no output, and an older one as it was. DBLR_FAST_DEBUG=1 shows where an error came from.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         from . import commands
     except ImportError as error:
-        return _fail(f"the command line needs tyro, which cannot be imported ({error}); pip install tyro, or call "
-                     "dblr_fast.deblur_video from Python", REFUSED)
+        return _fail(f"the command line needs tyro, which cannot be imported ({error}); pip install tyro, or "
+                     "call dblr_fast.deblur_video from Python", REFUSED)
     command = commands.parse(argv or ["--help"])
     try:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that temporary files go
@@ -53,9 +53,9 @@ def _deblur(command) -> int:
         result = deblur_video(command.source, command.target, progress=progress, **options)
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    print(f"{command.target}: {result.frames} frames of {result.width}x{result.height} in {result.seconds:.1f} s "
-          f"({result.frames / result.seconds:.3g} frames/s), backend {result.backend}, "
-          f"precision {result.precision}")
+    print(f"{command.target}: {result.frames} frames of {result.width}x{result.height} in "
+          f"{result.seconds:.1f} s ({result.frames / result.seconds:.3g} frames/s), "
+          f"backend {result.backend}, precision {result.precision}")
     return DONE if result.complete else INCOMPLETE
 
 

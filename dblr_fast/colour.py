@@ -1,7 +1,7 @@
 """Luma and code values: how samples of a picture become numbers for the network and back.
 
-Luma is a weighted sum of gamma-coded R, G, B (ITU-R BT.601, BT.709 or BT.2020), on a scale where 0 is black and
-1 is white. Full-range code values run from 0 to 2^bits - 1, limited ("studio") ones from 16 to 235 times
+Luma is a weighted sum of gamma-coded R, G, B (ITU-R BT.601, BT.709 or BT.2020), on a scale where 0 is black
+and 1 is white. Full-range code values run from 0 to 2^bits - 1, limited ("studio") ones from 16 to 235 times
 2^(bits - 8), with room below black and above white that is kept (ITU-R BT.601-7, BT.2100-2 table 9).
 """
 

@@ -49,6 +49,7 @@ Command = Annotated[Deblur, tyro.conf.subcommand("deblur")] | Annotated[Info, ty
 
 def parse(argv: list[str]) -> Deblur | Info:
     """The command that the arguments ask for; help and mistakes leave through SystemExit (0 and 2)."""
-    return tyro.cli(Command, prog="dblr-fast", args=argv, config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+    return tyro.cli(Command, prog="dblr-fast", args=argv,
+                    config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
                     description="Deblurs video with DBLRNet. Exit codes: 0 done, 1 failed, 2 refused, "
                                 "3 source damaged, 130 interrupted.")

@@ -22,15 +22,15 @@ def deblur(frames, *, model="default", backend: str | None = None, precision: st
     frames: numpy array or torch tensor, (T, H, W) luma or (T, H, W, 3) R, G, B, of uint8, uint16 or floats in
         [0, 1]; T >= 1, the first and the last frame stand for those before and after the clip.
     model: a name out of `models()`, a path, a DBLRNet, or an Engine.
-    backend, precision, tile: as in Engine. A tensor is worked on where it lies; an array on the GPU when there
-        is one.
+    backend, precision, tile: as in Engine. A tensor is worked on where it lies; an array on the GPU when
+        there is one.
     range: "full" (0 is black, 255 or 65535 or 1.0 is white) or "limited" (16 and 235 of 255, or that share of
         the scale).
 
     Returns frames of the same type, dtype, shape and device. Of colour frames the luma (BT.601, or what the
     weights were trained with) is restored and its difference added to R, G and B, which leaves Cb and Cr as
-    they were (Section III-A of the paper); the result is rounded and clipped to what the dtype can hold, floats to
-    [0, 1].
+    they were (Section III-A of the paper); the result is rounded and clipped to what the dtype can hold,
+    floats to [0, 1].
 
     Raises Refusal (a ValueError) or TypeError when the frames do not fit.
     """

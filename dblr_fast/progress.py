@@ -35,8 +35,9 @@ class Progress:
 def _bar(stream):
     try:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn
         from rich.progress import Progress as Bar
+        from rich.progress import TimeRemainingColumn
         from rich.text import Text
     except ImportError:
         return None  # without rich there is no bar; the summary at the end says how it went
@@ -45,5 +46,6 @@ def _bar(stream):
         def render(self, task):
             return Text(f"{task.speed:.3g} frames/s" if task.speed else "- frames/s")
 
-    return Bar(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(), TextColumn("left"),
-               TimeRemainingColumn(), console=Console(file=stream), speed_estimate_period=120)
+    return Bar(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(),
+               TimeRemainingColumn(), TextColumn("left"), console=Console(file=stream),
+               speed_estimate_period=120)

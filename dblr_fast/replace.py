@@ -61,7 +61,8 @@ def _beside(target, make):
     try:
         return make(parent, f".{target.stem[:80]}.")
     except PermissionError:
-        raise Refusal(f"nothing can be written in {parent}; choose another folder for {target.name}") from None
+        raise Refusal(f"nothing can be written in {parent}; choose another folder for "
+                      f"{target.name}") from None
     except OSError as error:
         raise Refusal(f"nothing can be written in {parent} ({error.strerror})") from None
 

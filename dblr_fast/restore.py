@@ -19,8 +19,8 @@ class Restorer:
     model: a name or path (checkpoint.load_model), a DBLRNet, or an Engine that is ready to run (then the
         other choices are the engine's).
     backend, precision, tile: as in Engine.
-    device: where to run; None or "auto" for a GPU when there is one, unless backend is "cpu", and for a module the
-        device that it is on.
+    device: where to run; None or "auto" for a GPU when there is one, unless backend is "cpu", and for a
+        module the device that it is on.
 
     Luma goes in and comes out with 0 for black and 1 for white. Weights that were trained on another scale
     or another matrix say so in their metadata (luma_range, luma_matrix), and this class honours it.
@@ -33,7 +33,9 @@ class Restorer:
         if isinstance(model, (str, os.PathLike)):
             device = default_device(backend) if device is None else device
             model = load_model(model, device)
-        self.engine = Engine(model, backend, precision, tile, device) if isinstance(model, nn.Module) else model
+        if isinstance(model, nn.Module):
+            model = Engine(model, backend, precision, tile, device)
+        self.engine = model
         network = self.engine.model
         self.frames = network.frames
         self.device = torch.device(self.engine.device)
@@ -67,5 +69,5 @@ def _named(name: str) -> torch.device:
     except RuntimeError:
         raise Refusal(f"there is no device {name!r}; cpu and cuda are usual") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise Refusal("device cuda was asked for, but torch finds no GPU here; leave --device out for the CPU")
+        raise Refusal(f"device {name!r} was asked for, but torch finds no GPU here; 'auto' takes the CPU")
     return device

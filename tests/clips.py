@@ -6,8 +6,11 @@ from types import SimpleNamespace
 
 import av
 import numpy as np
+import pytest
 import torch
 
+from dblr_fast.errors import Refusal
+from dblr_fast.video import run as video_run
 from dblr_fast.video.picture import VideoPicture
 from dblr_fast.video.pixels import layout, views
 
@@ -31,7 +34,8 @@ class Passing:
 
 
 def noise(width, height, name, seed, smooth=True):
-    """One frame (of a packed format by way of a planar one): a moving gradient with some noise, so that motion is predicted and nothing repeats."""
+    """One frame (of a packed format by way of a planar one): a moving gradient with some noise, so that
+    motion is predicted and nothing repeats."""
     if name == "yuyv422":
         return noise(width, height, "yuv422p", seed, smooth).reformat(format=name)
     form = layout(name)
@@ -108,3 +112,25 @@ def packets(path, kind="audio"):
 def leftovers(folder):
     """Names of hidden files: what a run must not leave."""
     return sorted(p.name for p in Path(folder).iterdir() if p.name.startswith("."))
+
+
+def restore(source, target, model=None, limit=None, **options):
+    """deblur_video with an engine that costs nothing; `limit` stops after that many frames."""
+    arguments = dict(model=model or Passing(), backend=None, precision="auto", tile="auto", device=None,
+                     codec="libx264", crf=None, range="auto", fps=None, overwrite=False, progress=None)
+    return video_run._run(source, target, limit=limit, **{**arguments, **options})
+
+
+def brighter(y):
+    return y + 0.05
+
+
+def refused(match, source, target, error=Refusal, **options):
+    """The run must be refused in one sentence, and nothing beside the target may have changed."""
+    folder = Path(target).parent
+    before = {p: p.stat().st_mtime_ns for p in folder.iterdir()} if folder.is_dir() else {}
+    with pytest.raises(error, match=match) as caught:
+        restore(source, target, **options)
+    assert "\n" not in str(caught.value)
+    if folder.is_dir():
+        assert {p: p.stat().st_mtime_ns for p in folder.iterdir()} == before

@@ -6,9 +6,8 @@ import signal
 import subprocess
 import sys
 
-import av
 import pytest
-from clips import Passing, decoded, leftovers, make_clip
+from clips import decoded, leftovers, make_clip
 
 import dblr_fast
 from dblr_fast import cli, info, progress

@@ -4,7 +4,7 @@ namespace {
 
 // The depth is summed in parts of this length or a little less, and the parts are added up in memory: rounding
 // errors of one long sum grow with its length, and over 2304 products they were five times those of torch.
-constexpr Index kPart = 128;
+constexpr Index kPart = 192;
 
 // Nothing but the sums lives here: with the epilogue in the same function GCC keeps part of the sums in memory.
 template <class T, int P, int V>
@@ -43,24 +43,28 @@ void multiply_pixels(const T* in, Index row, Index pixel, Index kernel_rows, Ind
   }
 }
 
-// Bias or earlier sum, ReLU, additions, mask; to the output.
-template <class T> void finish_pixels(const Product<T>& a, Index y, Index x, Index pixels, const T* sums) {
+// Bias or earlier sum, ReLU, additions, mask; to the output. whole: every lane of every vector is stored.
+template <class T, bool whole>
+void finish_pixels(const Product<T>& a, Index y, Index x, Index pixels, const T* sums) {
   constexpr int L = kLanes<T>;
+  const auto get = [&](const T* p, Index count) { return whole ? fetch<Vec<T>>(p) : fetch_lanes(p, count); };
+  const auto at = [&](const auto& map) { return map.data + y * map.row + x * map.pixel; };
+  T* to = at(a.out);
+  const T *add0 = at(a.add[0]), *add1 = at(a.add[1]), *mask = at(a.mask);
   for (Index p = 0; p < pixels; p++) {
     for (int v = 0; v < a.vectors; v++, sums += L) {
-      const Index count = a.channels - v * L;
-      T* to = a.out.data + y * a.out.row + (x + p) * a.out.pixel + v * L;
-      Vec<T> value = fetch<Vec<T>>(sums);
-      value = value + (a.accumulate ? fetch_lanes(to, count) : fetch<Vec<T>>(a.bias + v * L));
+      const Index c = v * L, count = a.channels - c;
+      Vec<T> value = fetch<Vec<T>>(sums) + (a.accumulate ? get(to + c, count) : fetch<Vec<T>>(a.bias + c));
       if (a.relu) value = rectify(value);
-      for (const Pixels<const T>& add : a.add) {
-        if (add.data) value = value + fetch_lanes(add.data + y * add.row + (x + p) * add.pixel + v * L, count);
-      }
-      if (a.mask.data) {
-        value = gate(fetch_lanes(a.mask.data + y * a.mask.row + (x + p) * a.mask.pixel + v * L, count), value);
-      }
-      store_lanes(to, value, count);
+      if (a.add[0].data) value = value + get(add0 + c, count);
+      if (a.add[1].data) value = value + get(add1 + c, count);
+      if (a.mask.data) value = gate(get(mask + c, count), value);
+      whole ? store(to + c, value) : store_lanes(to + c, value, count);
     }
+    to += a.out.pixel;
+    add0 += a.add[0].pixel;
+    add1 += a.add[1].pixel;
+    mask += a.mask.pixel;
   }
 }
 
@@ -80,6 +84,7 @@ template <class T, int V> using MultiplyBy = MultiplyTable<T, V, 1, 2, 3, 4>;
 // A row of pixels is cut into equal groups: 5 + 5 rather than 6 + 4, for small groups wait on latency.
 template <class T> void multiply(const Product<T>& a) {
   const MultiplyPixels<T>* by = a.vectors == 2 ? MultiplyBy<T, 2>::of : MultiplyBy<T, 1>::of;
+  const auto finish = a.channels == a.vectors * kLanes<T> ? finish_pixels<T, true> : finish_pixels<T, false>;
   const Index groups = (a.cols + DBLR_PIXELS - 1) / DBLR_PIXELS;
   alignas(64) T sums[DBLR_PIXELS * 2 * kLanes<T>];
   for (Index y = 0; y < a.rows; y++) {
@@ -87,7 +92,7 @@ template <class T> void multiply(const Product<T>& a) {
       const Index x = a.cols * g / groups, pixels = a.cols * (g + 1) / groups - x;
       by[pixels](a.in.data + y * a.in.row + x * a.in.pixel, a.in.row, a.in.pixel, a.kernel_rows, a.run, a.weights,
                  sums);
-      finish_pixels(a, y, x, pixels, sums);
+      finish(a, y, x, pixels, sums);
     }
   }
 }

@@ -24,7 +24,7 @@ from ..initialization import identity_
 
 # Share of the time at which a batch (windows, side) takes over: small crops are many, large ones have room for
 # long blurs and fewer zeros at their borders.
-STAGES = ((0.0, 4, 64), (0.3, 2, 96))
+STAGES = ((0.0, 3, 80), (0.6, 2, 104))
 
 
 def load_class(name):
@@ -32,11 +32,11 @@ def load_class(name):
     return getattr(importlib.import_module(module), attribute)
 
 
-def charbonnier(restored, sharp, epsilon, border=8):
+def charbonnier(restored, sharp, epsilon, border=12):
     """Mean of sqrt(d^2 + epsilon^2) of each window, (N,): quadratic below epsilon, the absolute error above. The
-    border, where the blur's light came from outside the crop, counts a fifth."""
+    border, where zeros and light from outside the crop reach in, hardly counts."""
     error = torch.sqrt((restored - sharp) ** 2 + epsilon ** 2)
-    weight = torch.full_like(error[:1], 0.2)
+    weight = torch.full_like(error[:1], 0.05)
     weight[..., border:-border, border:-border] = 1.0
     return (error * weight).sum((1, 2, 3)) / weight.sum()
 
@@ -67,7 +67,7 @@ def learning_rates(model):
     scales = {}
     for name, _ in model.named_parameters():
         if name.endswith("bias"):
-            scales[name] = 0.25
+            scales[name] = 0.05
         elif ".bn." in name:
             scales[name] = 4.0
         else:
@@ -82,7 +82,7 @@ class Orthogonal:
     makes a few hundred steps go further. `rate` of the learning rate is the step's root mean square.
     """
 
-    def __init__(self, weights, momentum=0.9):
+    def __init__(self, weights, momentum=0.95):
         self.weights, self.momentum = weights, momentum
         self.buffers = [torch.zeros_like(w) for w in weights]
 
@@ -120,6 +120,13 @@ class FlatResponse:
     def __init__(self, model):
         self.weights = [m.weight for m in model.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Conv3d))]
         self.means = [self.mean(w.detach()) for w in self.weights]
+
+    @staticmethod
+    @torch.no_grad()
+    def clear(model):
+        """Make what the residual branches add free of brightness: kernels that sum to zero."""
+        for last in [block.second for block in model.blocks] + [model.conv32]:
+            last.conv.weight.sub_(FlatResponse.mean(last.conv.weight))
 
     @staticmethod
     def mean(w):
@@ -193,7 +200,7 @@ def train(args):
 
     scales = learning_rates(model)
     named = list(model.named_parameters())
-    matrix = [name for name, p in named if p.dim() >= 4 and p.shape[0] > 1]
+    matrix = [name for name, p in named if args.orthogonal and p.dim() >= 4 and p.shape[0] > 1]
     optimiser = torch.optim.Adam([{"params": [p], "scale": scales[name]} for name, p in named if name not in matrix],
                                  lr=args.lr, betas=(0.9, 0.99), foreach=True)
     orthogonal = Orthogonal([dict(named)[name] for name in matrix])
@@ -208,6 +215,7 @@ def train(args):
     else:
         # The statistics are measured once and held: a picture is then treated alike in training and in use,
         # whatever else is in the batch.
+        FlatResponse.clear(model)
         calibrate(model, (draw(4, 96)[0] for _ in range(8)))
     model.eval()
     flat = FlatResponse(model)
@@ -241,7 +249,8 @@ def train(args):
         if share >= 1 or args.steps and step >= args.steps:
             break
         count, size = [stage[1:] for stage in STAGES if share >= stage[0]][-1]
-        rate = args.lr * min(1.0, (step + 1) / 80) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
+        count *= args.batch
+        rate = args.lr * min(1.0, (step + 1) / 40) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
         for group in optimiser.param_groups:
             group["lr"] = rate * group["scale"]
         blurred, sharp = draw(count, size)
@@ -251,7 +260,7 @@ def train(args):
         middle = blurred.shape[1] // 2
         before = charbonnier(blurred[:, middle:middle + 1], sharp, epsilon)
         # Relative to the blur that is there, lest the few hopeless windows drown the many that can be helped.
-        loss = (charbonnier(model(blurred), sharp, epsilon) / (before + 0.01)).mean()
+        loss = (charbonnier(model(blurred), sharp, epsilon) / (before + 0.03)).mean()
         loss.backward()
         flat.project_gradients()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip)
@@ -263,7 +272,7 @@ def train(args):
             decay = min(args.decay, (1 + step) / (10 + step))
             for a, b in zip(average.parameters(), model.parameters()):
                 a.lerp_(b, 1 - decay)
-            seen.append((float(loss), float((before / (before + 0.01)).mean()), float(norm)))
+            seen.append((float(loss), float((before / (before + 0.03)).mean()), float(norm)))
         if step % 10 == 0:
             mean = np.mean(seen[-25:], 0)
             print(f"{time.strftime('%H:%M:%S')} step {step} share {share:.3f} lr {rate:.2e} loss {mean[0]:.5f} "
@@ -292,14 +301,20 @@ def main():
     p.add_argument("--rounds", type=int, default=10)
     p.add_argument("--first-round", type=int, default=0)
     p.add_argument("--count", type=int, default=40, help="windows a clip and round")
+    p.add_argument("--workers", type=int, default=1, help="processes")
+    k = commands.add_parser("pack", help="sharp clips as a few dozen MiB of JPEG, to be a --source elsewhere")
+    k.add_argument("--source", required=True)
+    k.add_argument("--out", default="scratch/pack")
+    k.add_argument("--runs", type=int, default=14, help="runs of five frames a clip")
     t = commands.add_parser("train", help="train from a pool")
     t.add_argument("--pool", required=True)
     t.add_argument("--run", required=True, help="folder of the checkpoint")
     t.add_argument("--minutes", type=float, default=90.0, help="from the first start of the run")
     t.add_argument("--end", type=float, help="when to end instead, in seconds since 1970")
     t.add_argument("--steps", type=int, help="end after so many steps at the latest")
-    t.add_argument("--lr", type=float, default=2.5e-4)
-    t.add_argument("--orthogonal", type=float, default=0.4, help="root mean square of a filter's step, of the rate")
+    t.add_argument("--batch", type=int, default=1, help="times the batch that suits two CPU cores")
+    t.add_argument("--lr", type=float, default=1.5e-4)
+    t.add_argument("--orthogonal", type=float, default=0.0, help="root mean square of a filter's step, of the rate")
     t.add_argument("--decay", type=float, default=0.99, help="of the moving average of the weights")
     t.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient")
     t.add_argument("--model", default="dblr_fast:DBLRNet", help="module:class")
@@ -316,7 +331,11 @@ def main():
     if args.command == "pool":
         from .pool import build_pool
 
-        build_pool(args.source, args.pool, args.rounds, args.first_round, args.count)
+        build_pool(args.source, args.pool, args.rounds, args.first_round, args.count, args.workers)
+    elif args.command == "pack":
+        from .pack import build_pack
+
+        build_pack(args.source, args.out, args.runs)
     else:
         train(args)
 

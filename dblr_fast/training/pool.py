@@ -4,6 +4,7 @@ A shard is a .npy file of uint8 (n, frames + 1, h, w): the blurred window, then 
 """
 
 import os
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from ..data.blur import BlurSettings, synthesize_window, window_rng
 from ..data.clips import PICTURES, load_luma_clip
+from .pack import load_packed
 
 # Reduced pictures are sharper and cleaner than the camera's own pixels; full-size ones are what users have.
 SCALES = {1080: ((0.4, 0.5, 0.67, 1.0), (0.2, 0.4, 0.2, 0.2)),
@@ -35,23 +37,34 @@ def sharpness(luma):
     return float(cv2.Laplacian(np.asarray(luma, np.float32), cv2.CV_32F).var())
 
 
-def _choose_frame(clip, rng):
-    """An index away from the ends: the sharpest of three neighbours, for footage has blur of its own."""
-    middle = int(rng.integers(3, max(len(clip) - 3, 4)))
-    near = np.clip(middle + rng.integers(-6, 7, 3), 3, max(len(clip) - 4, 3))
-    near = np.minimum(near, len(clip) - 1)
+def load_source(path):
+    """A clip or packed clip -> (uint8 frames (K, H, W), run): so many frames in a row are consecutive."""
+    if Path(path).suffix == ".npz":
+        return load_packed(path)
+    clip = load_luma_clip(path, dtype=np.uint8)
+    return clip, len(clip)
+
+
+def _choose_frame(clip, run, around, rng):
+    """An index with `around` consecutive neighbours on each side: the sharpest of three, for footage has blur of
+    its own."""
+    if run <= 2 * around:
+        return int(rng.integers(len(clip)))
+    near = rng.integers(0, len(clip) // run) * run + rng.integers(around, run - around)
+    first = near - near % run
+    near = np.clip(near + rng.integers(-6, 7, 3), first + around, min(first + run, len(clip)) - 1 - around)
     return int(max(near, key=lambda i: sharpness(clip[i][::2, ::2] / 255.0)))
 
 
-def draw_window(clip, rng, settings):
-    """One window from a uint8 clip (K, H, W): frame, scale and place drawn at random, textured places more often."""
-    index = _choose_frame(clip, rng)
+def draw_window(clip, run, rng, settings):
+    """One window from a uint8 clip (K, H, W): frame, scale and place drawn at random, textured places more often.
+
+    run: so many frames in a row are consecutive (all of a video's)."""
+    around = min(3, (run - 1) // 2) if rng.random() < settings.flow_share else 0
+    index = _choose_frame(clip, run, around, rng)
     key = next(k for k in SCALES if clip.shape[1] >= k)
     scale = float(rng.choice(SCALES[key][0], p=SCALES[key][1]))
-    around = 3 if rng.random() < settings.flow_share else 0
-    frames = clip[max(index - around, 0):index + around + 1]
-    if len(frames) != 2 * around + 1:
-        frames = clip[index:index + 1]
+    frames = clip[index - around:index + around + 1]
     h, w = settings.size
     height, width = max(round(clip.shape[1] * scale), h), max(round(clip.shape[2] * scale), w)
     frames = np.stack([cv2.resize(f, (width, height), interpolation=cv2.INTER_AREA) for f in frames])
@@ -64,30 +77,40 @@ def draw_window(clip, rng, settings):
     return synthesize_window(frames, rng, settings, origin=places[0])
 
 
-def make_shard(clip, seed, count, settings):
+def make_shard(clip, run, seed, count, settings):
     """`count` windows of a uint8 clip -> uint8 (count, frames + 1, h, w). seed: a tuple of ints."""
     shard = np.empty((count, settings.frames + 1, *settings.size), np.uint8)
     for i in range(count):
-        blurred, sharp = draw_window(clip, window_rng(*seed, i), settings)
+        blurred, sharp = draw_window(clip, run, window_rng(*seed, i), settings)
         shard[i, :-1] = np.rint(blurred * 255)
         shard[i, -1] = np.rint(sharp * 255)
     return shard
 
 
-def build_pool(source, folder, rounds=1, first_round=0, count=40, settings=BlurSettings(), log=print):
-    """Write one shard a round and clip of `source` to `folder`; shards appear complete or not at all."""
+def _build_shard(path, turn, number, folder, count, settings):
     cv2.setNumThreads(1)
+    clip, run = load_source(path)
+    shard = make_shard(clip, run, (turn, number), count, settings)
+    part = folder / f".{turn:03d}_{number:02d}.part"
+    with open(part, "wb") as file:
+        np.save(file, shard)
+    os.replace(part, folder / f"{turn:03d}_{number:02d}.npy")
+    return f"pool: round {turn}, {path.name}: {count} windows"
+
+
+def build_pool(source, folder, rounds=1, first_round=0, count=40, workers=1, settings=BlurSettings(), log=print):
+    """Write one shard a round and clip of `source` to `folder`; shards appear complete or not at all."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for turn in range(first_round, first_round + rounds):
-        for number, path in enumerate(list_clips(source)):
-            clip = load_luma_clip(path, dtype=np.uint8)
-            shard = make_shard(clip, (turn, number), count, settings)
-            part = folder / f".{turn:03d}_{number:02d}.part"
-            with open(part, "wb") as file:
-                np.save(file, shard)
-            os.replace(part, folder / f"{turn:03d}_{number:02d}.npy")
-            log(f"pool: round {turn}, {path.name}: {count} windows")
+    jobs = [(path, turn, number, folder, count, settings) for turn in range(first_round, first_round + rounds)
+            for number, path in enumerate(list_clips(source))]
+    if workers == 1:
+        for job in jobs:
+            log(_build_shard(*job))
+        return
+    with ProcessPoolExecutor(workers) as executor:
+        for line in executor.map(_build_shard, *zip(*jobs)):
+            log(line)
 
 
 class Pool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import struct
 
 from ..errors import Refusal
 from .pixels import Layout, same_samples
 
-# Quality when the caller names none; codecs that are not here keep their own default or a fixed quantiser.
-_CRF = {"libx264": 16, "libx264rgb": 16, "libx265": 16, "libsvtav1": 20, "libaom-av1": 20, "libvpx-vp9": 20}
+# Encoders with a constant rate factor, and the one taken when the caller names none.
+_CRF = {"libx264": 16, "libx264rgb": 16, "libx265": 16, "libsvtav1": 20, "libaom-av1": 20, "libvpx-vp9": 20,
+        "libvpx": 8}
+# Encoders that are given a fixed quantiser instead; all others keep their own default.
 _QUANTISER = {"mpeg4", "mpeg2video", "mjpeg", "libxvid"}
 _LAMBDA = 118  # FFmpeg's scale of quantisers (FF_QP2LAMBDA)
 
@@ -22,7 +25,8 @@ def find_codec(name: str):
     except (ValueError, av.FFmpegError):
         codec = None
     if codec is None or codec.type != "video":
-        raise Refusal(f"there is no video encoder {name!r} here; libx264, libx265 and ffv1 (lossless) are usual")
+        raise Refusal(f"there is no video encoder {name!r} here; libx264, libx265 and ffv1 (lossless) are "
+                      "usual")
     return codec
 
 
@@ -44,8 +48,7 @@ def choose_format(codec, form: Layout, full: bool) -> str:
 
 def configure(context, codec, crf: float | None) -> None:
     """Sets the quality. Raises Refusal for a crf that the encoder does not know."""
-    private = {option.name for option in context.supported_options.private}
-    if crf is not None and "crf" not in private:
+    if crf is not None and codec.name not in _CRF:
         raise Refusal(f"encoder {codec.name} has no constant rate factor; leave --crf out")
     if crf is not None and not 0 <= crf <= 63:
         raise Refusal(f"crf must lie between 0, the best, and 51 or 63, the worst by encoder; got {crf:g}")
@@ -57,6 +60,8 @@ def configure(context, codec, crf: float | None) -> None:
         context.qscale, context.global_quality = True, 2 * _LAMBDA
     if codec.name == "ffv1":
         context.options.update(level="3", slicecrc="1")
+    if codec.name == "libsvtav1":
+        os.environ.setdefault("SVT_LOG", "1")  # errors alone; it prints its settings otherwise
     if codec.name == "libx265":
         context.options["x265-params"] = "log-level=error"
 

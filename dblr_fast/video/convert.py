@@ -16,8 +16,8 @@ _MATRIX = {1: "ITU709", 5: "ITU601", 6: "SMPTE170M", 7: "SMPTE240M", 9: "BT2020"
 def to_array(picture: VideoPicture) -> np.ndarray:
     """A frame as gray or B, G, R array, uint8 or (above 8 bits) uint16 over the whole scale, upright.
 
-    YUV is converted with the frame's own matrix; when it names none, with BT.709 from 720 lines up, else BT.601,
-    as players do. A rotation by quarter turns is carried out, because PNG has no tag for it.
+    YUV is converted with the frame's own matrix; when it names none, with BT.709 from 720 lines up, else
+    BT.601, as players do. A rotation by quarter turns is carried out, because PNG has no tag for it.
     """
     frame, form = picture.frame, picture.form
     if form.kind == "rgb":
@@ -28,9 +28,9 @@ def to_array(picture: VideoPicture) -> np.ndarray:
     else:
         deep = form.bits > 8
         matrix = _MATRIX.get(frame.colorspace, "ITU709" if frame.height >= 720 else "ITU601")
-        rgb = frame.reformat(format="bgr48le" if deep else "bgr24", src_colorspace=matrix, dst_colorspace=matrix,
-                             src_color_range="JPEG" if picture.full else "MPEG", dst_color_range="JPEG",
-                             interpolation="BICUBIC")
+        rgb = frame.reformat(format="bgr48le" if deep else "bgr24", interpolation="BICUBIC",
+                             src_colorspace=matrix, dst_colorspace=matrix,
+                             src_color_range="JPEG" if picture.full else "MPEG", dst_color_range="JPEG")
         array = np.stack(views(rgb, layout(rgb.format.name))[::-1], -1)
     return np.ascontiguousarray(np.rot90(array, round(frame.rotation / 90) % 4))
 
@@ -38,8 +38,9 @@ def to_array(picture: VideoPicture) -> np.ndarray:
 def video_form(picture: ArrayPicture, codec) -> Layout:
     """The layout in which pictures like this one go to an encoder.
 
-    Without loss (ffv1 and other encoders of R, G, B or of gray): the samples as they are. Otherwise YUV 4:2:0, with
-    10 bits for 16-bit pictures where the encoder has them, and 4:4:4 for odd sizes, which 4:2:0 does not take.
+    Without loss (ffv1 and other encoders of R, G, B or of gray): the samples as they are. Otherwise YUV
+    4:2:0, with 10 bits for 16-bit pictures where the encoder has them, and 4:4:4 for odd sizes, which 4:2:0
+    does not take.
     """
     taken = [f.name for f in codec.video_formats or ()]
     deep = picture.bits > 8

@@ -15,9 +15,9 @@ _TORCH = {1: torch.uint8, 2: torch.uint16}
 class Picture:
     """Samples of bits `bits`, full or limited range; `components` gives views of Y, U, V or of R, G, B.
 
-    Luma is read from the Y plane as it is, whatever matrix made it, or computed from R, G, B. On writing back,
-    Y is replaced and U, V are not touched; of R, G, B each gets the luma's difference, which leaves Cb and Cr as
-    they were.
+    Luma is read from the Y plane as it is, whatever matrix made it, or computed from R, G, B. On writing
+    back, Y is replaced and U, V are not touched; of R, G, B each gets the luma's difference, which leaves Cb
+    and Cr as they were.
     """
 
     kind: str
@@ -41,7 +41,8 @@ class Picture:
         return (luma_of(torch.stack(samples, -1), weights) - black) / span
 
     def put(self, restored: Tensor, luma: Tensor) -> None:
-        """Replaces the luma, `luma` as read by `restored`; rounds at the native depth, clips to what it can hold."""
+        """Replaces the luma, `luma` as read by `restored`; rounds at the native depth, clips to what it can
+        hold."""
         black, span = black_and_span(self.bits, self.full)
         if self.kind == "yuv":
             values = [restored * span + black]
@@ -83,7 +84,8 @@ class VideoPicture(Picture):
 
 
 class ArrayPicture(Picture):
-    """A gray (H, W), B, G, R (H, W, 3) or B, G, R, A (H, W, 4) array of uint8 or uint16, as OpenCV has them."""
+    """A gray (H, W), B, G, R (H, W, 3) or B, G, R, A (H, W, 4) array of uint8 or uint16, as OpenCV has
+    them."""
 
     shift = 0
 

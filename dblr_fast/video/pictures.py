@@ -12,7 +12,7 @@ from ..errors import Refusal, RunError
 from .picture import ArrayPicture
 
 SUFFIXES = frozenset(".png .jpg .jpeg .jpe .bmp .tif .tiff .webp .ppm .pgm .pnm .jp2".split())
-_LOSSY = frozenset(".jpg .jpeg .jpe".split())
+_JPEG = frozenset(".jpg .jpeg .jpe".split())
 
 
 def natural(name: str) -> list:
@@ -32,7 +32,8 @@ def opencv():
 
 
 class FolderReader:
-    """The pictures of a folder in natural order of their names; 8 or 16 bits, gray, colour, with or without alpha.
+    """The pictures of a folder in natural order of their names; 8 or 16 bits, gray, colour, with or without
+    alpha.
 
     range: "auto" means full here, as pictures have it.
     Raises Refusal for an empty folder, and in passing for a file that is no picture or has another size.
@@ -49,8 +50,8 @@ class FolderReader:
         for file in self.files:
             twin = stems.setdefault(file.stem, file.name)
             if twin != file.name:
-                raise Refusal(f"the folder {path} holds both {twin} and {file.name}, which would become one file; "
-                              "move one of them away")
+                raise Refusal(f"the folder {path} holds both {twin} and {file.name}, which would become one "
+                              "file; move one of them away")
         self.first = self._read(self.files[0])
 
     total = property(lambda self: len(self.files))
@@ -61,8 +62,9 @@ class FolderReader:
         for i, file in enumerate(self.files[:limit]):
             picture = self.first if i == 0 else self._read(file)
             if picture.size != self.first.size:
-                raise Refusal(f"{file} is {picture.size[0]}x{picture.size[1]}, the first picture is "
-                              f"{self.first.size[0]}x{self.first.size[1]}; all frames of a clip must have one size")
+                (width, height), (w, h) = self.first.size, picture.size
+                raise Refusal(f"{file} is {w}x{h}, the first picture is {width}x{height}; all frames of a "
+                              "clip must have one size")
             yield picture
 
     def close(self):
@@ -71,7 +73,8 @@ class FolderReader:
     def _read(self, file):
         cv2 = self._cv2
         # A JPEG's orientation is applied, because what is written has no such tag; others keep their alpha.
-        flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH if file.suffix.lower() in _LOSSY else cv2.IMREAD_UNCHANGED
+        turned = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH
+        flags = turned if file.suffix.lower() in _JPEG else cv2.IMREAD_UNCHANGED
         try:
             data = np.fromfile(file, np.uint8)
             array = cv2.imdecode(data, flags) if data.size else None
@@ -82,8 +85,9 @@ class FolderReader:
         if array is None:
             raise Refusal(f"{file} is not a picture that can be read")
         if array.dtype not in (np.uint8, np.uint16) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
-            raise Refusal(f"{file} holds {array.dtype} samples in {array.shape[2] if array.ndim == 3 else 1} channels; "
-                          "gray or colour of 8 or 16 bits is wanted")
+            channels = array.shape[2] if array.ndim == 3 else 1
+            raise Refusal(f"{file} holds {array.dtype} samples in {channels} channels; gray or colour of 8 "
+                          "or 16 bits is wanted")
         return ArrayPicture(array, file.stem, self.full)
 
 

@@ -24,8 +24,8 @@ class Component:
 class Layout:
     """A pixel format that can be read and written.
 
-    kind: "yuv" (a gray format is one with luma alone) or "rgb". bits: of a sample. shift: samples are kept that
-    many bits up (p010). components: in the order Y, U, V, A or R, G, B, A.
+    kind: "yuv" (a gray format is one with luma alone) or "rgb". bits: of a sample. shift: samples are kept
+    that many bits up (p010). components: in the order Y, U, V, A or R, G, B, A.
     """
 
     name: str
@@ -101,8 +101,8 @@ def _semi(name):
         shift = 16 - bits
     size = 1 if bits == 8 else 2
     u, v = (1, 0) if match[2] in ("21", "42") else (0, 1)
-    parts = Component(0, size, 0), Component(1, 2 * size, u * size, True), Component(1, 2 * size, v * size, True)
-    return Layout(name, "yuv", bits, shift, parts, kind)
+    chroma = [Component(1, 2 * size, offset * size, True) for offset in (u, v)]
+    return Layout(name, "yuv", bits, shift, (Component(0, size, 0), *chroma), kind)
 
 
 def _gbr(name):
@@ -139,12 +139,14 @@ def views(frame, form: Layout) -> list[np.ndarray]:
         if plane.line_size < 0:
             raise Refusal("the video stores its pictures bottom-up, which is not handled; convert it first")
         width, height = (plane.width, plane.height) if part.chroma else (frame.width, frame.height)
-        arrays.append(np.ndarray((height, width), form.dtype, plane, part.offset, (plane.line_size, part.step)))
+        arrays.append(np.ndarray((height, width), form.dtype, plane, part.offset,
+                                 (plane.line_size, part.step)))
     return arrays
 
 
 def repacked(frame, source: Layout, name: str):
-    """A new frame in the format `name` that holds the same samples (the formats must have the same components)."""
+    """A new frame in the format `name` that holds the same samples (the formats must have the same
+    components)."""
     import av
 
     target = layout(name)

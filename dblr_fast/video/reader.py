@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 
+import av
+
 from ..errors import Refusal
 from .log import reason, speaking
 from .picture import VideoPicture
@@ -30,15 +32,12 @@ class VideoReader:
     """
 
     def __init__(self, path: Path, range: str = "auto"):
-        import av
-
         self.path, self.range, self.damage = path, range, []
-        self._av = av
         try:
             self.container = av.open(os.fspath(path), metadata_errors="replace")
         except av.FFmpegError as error:
-            raise Refusal(f"{path} cannot be read as a video ({reason(error)}); it is no video file, or it was "
-                          "cut off before its index was written") from None
+            raise Refusal(f"{path} cannot be read as a video ({reason(error)}); it is no video file, or it "
+                          "was cut off before its index was written") from None
         try:
             self._open()
         except BaseException:
@@ -48,10 +47,10 @@ class VideoReader:
     def _open(self):
         name = self.container.format.name
         videos = [s for s in self.container.streams.video
-                  if not s.disposition & self._av.stream.Disposition.attached_pic]
+                  if not s.disposition & av.stream.Disposition.attached_pic]
         if _NOT_VIDEO.fullmatch(name):
-            raise Refusal(f"{self.path} is not a video (it reads as {name}); give a video file, or a folder of "
-                          "pictures")
+            raise Refusal(f"{self.path} is not a video (it reads as {name}); give a video file, or a folder "
+                          "of pictures")
         if not videos:
             raise Refusal(f"{self.path} holds no video stream")
         self.stream = videos[0]
@@ -68,9 +67,11 @@ class VideoReader:
         if self._first is None:
             why = f" ({self.damage[0]})" if self.damage else ""
             raise Refusal(f"{self.path}: not one frame of its video stream could be decoded{why}")
-        if self.stream.codec_context.field_order in _INTERLACED or self._first.frame.interlaced_frame:
-            raise Refusal(f"{self.path} is interlaced, which the network is not made for; deinterlace it first, "
-                          f"for instance with: ffmpeg -i {self.path.name} -vf bwdif progressive.mkv")
+        # PyAV tells the field order since version 18; before, the frame's own flag has to do.
+        fields = getattr(self.stream.codec_context, "field_order", 0)
+        if fields in _INTERLACED or self._first.frame.interlaced_frame:
+            raise Refusal(f"{self.path} is interlaced, which the network is not made for; deinterlace it "
+                          f"first, for instance with: ffmpeg -i {self.path.name} -vf bwdif progressive.mkv")
 
     @property
     def first(self) -> VideoPicture:
@@ -81,7 +82,7 @@ class VideoReader:
         if self.stream.frames:
             return self.stream.frames
         rate, duration = self.stream.guessed_rate, self.container.duration
-        return max(1, round(float(rate) * duration / self._av.time_base)) if rate and duration else None
+        return max(1, round(float(rate) * duration / av.time_base)) if rate and duration else None
 
     @property
     def complete(self) -> bool:
@@ -103,9 +104,9 @@ class VideoReader:
                 continue
             self._enough = count == limit
             if (picture.size, picture.frame.format.name) != shape:
-                raise Refusal(f"{self.path} changes from {_shape(*shape)} to "
-                              f"{_shape(picture.size, picture.frame.format.name)} at {picture.frame.time:.2f} s; "
-                              "cut it there and deblur the parts")
+                now = _shape(picture.size, picture.frame.format.name)
+                raise Refusal(f"{self.path} changes from {_shape(*shape)} to {now} at "
+                              f"{picture.frame.time:.2f} s; cut it there and deblur the parts")
             yield picture
 
     def close(self):
@@ -125,7 +126,7 @@ class VideoReader:
                 continue  # an empty sample; the decoder would take it for the end of the stream
             try:
                 frames = packet.decode()
-            except self._av.FFmpegError as error:
+            except av.FFmpegError as error:
                 self._note_undecoded(error)
                 continue
             for frame in frames:
@@ -141,7 +142,7 @@ class VideoReader:
                 packet = next(source)
             except StopIteration:
                 return
-            except self._av.FFmpegError as error:
+            except av.FFmpegError as error:
                 self.damage.append(f"reading stopped early: {reason(error)}")
                 yield from self._flushes()
                 return
@@ -154,7 +155,7 @@ class VideoReader:
             yield packet
 
     def _flushes(self):
-        packet = self._av.Packet()
+        packet = av.Packet()
         packet.stream, packet.time_base = self.stream, self.stream.time_base
         yield packet
 
@@ -171,7 +172,7 @@ class VideoReader:
             if self._packets < announced:
                 self.damage.append(f"only {self._packets} of {announced} video packets are there")
         elif name.startswith("matroska") and self.container.duration:
-            announced = self.container.duration / self._av.time_base
+            announced = self.container.duration / av.time_base
             if self._ends < announced - 0.5:
                 self.damage.append(f"it announces {announced:.1f} s and ends after {self._ends:.1f} s")
 

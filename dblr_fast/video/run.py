@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 from ..colour import check_range
@@ -15,7 +14,8 @@ from ..errors import Refusal, RunError
 from ..replace import replacing, replacing_folder
 from ..restore import Restorer
 from ..window import windows
-from .pictures import FolderReader, FolderWriter
+from .pictures import FolderReader
+from .sinks import PicturesToVideo, ToFolder, VideoToVideo
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,13 @@ def deblur_video(source, target, *, model="default", backend: str | None = None,
     overwrite: replace a target that exists. Of a folder only files of the same names are replaced.
     progress: called as progress(frames done, frames in all or None) after every frame.
 
-    What is kept: the decoder's own Y plane goes through the network and back at its own depth, U and V are handed
-    to the encoder as they came; time stamps, colour tags, aspect ratio, rotation, chapters, tags and all other
-    streams (audio packets byte for byte) are copied. No matrix is applied to a video's luma: weights are trained on
-    BT.601 luma, and that of BT.709 or BT.2020 is taken as it is. R, G, B sources and pictures are restored in the
-    luma of the weights' own matrix, the difference added to R, G and B. The pixel format of the source is kept,
-    or the run is refused. For the ends of the clip the edge frame is repeated.
+    What is kept: the decoder's own Y plane goes through the network and back at its own depth, U and V are
+    handed to the encoder as they came; time stamps, colour tags, aspect ratio, rotation, chapters, tags and
+    all other streams (audio packets byte for byte) are copied. No matrix is applied to a video's luma:
+    weights are trained on BT.601 luma, and that of BT.709 or BT.2020 is taken as it is. R, G, B sources and
+    pictures are restored in the luma of the weights' own matrix, the difference added to R, G and B. The
+    pixel format of the source is kept, or the run is refused. For the ends of the clip the edge frame is
+    repeated.
 
     The target appears only when it is complete; until then, and after any failure, it is as it was.
 
@@ -71,8 +72,8 @@ def deblur_video(source, target, *, model="default", backend: str | None = None,
                 codec=codec, crf=crf, range=range, fps=fps, overwrite=overwrite, progress=progress)
 
 
-def _run(source, target, *, model, backend, precision, tile, device, codec, crf, range, fps, overwrite, progress,
-         limit: int | None = None) -> Result:
+def _run(source, target, *, model, backend, precision, tile, device, codec, crf, range, fps, overwrite,
+         progress, limit: int | None = None) -> Result:
     """limit: frames of the video to restore; later ones are dropped, other streams are still copied whole."""
     started = time.perf_counter()
     source, target = Path(source), Path(target)
@@ -133,7 +134,8 @@ def _check_paths(source: Path, target: Path, overwrite: bool) -> tuple[bool, boo
     if target.exists() and os.path.samefile(source, target):
         raise Refusal(f"output {target} is the input itself; choose another name")
     if target.is_dir() != to_folder and target.exists():
-        raise Refusal(f"output {target} has no suffix and so would be a folder, but is a file; add .mp4, for instance")
+        raise Refusal(f"output {target} has no suffix and so would be a folder, but is a file; add .mp4, for "
+                      "instance")
     if target.exists() and not overwrite and not (to_folder and not any(target.iterdir())):
         raise Refusal(f"output {target} exists; --overwrite replaces it")
     if not target.parent.is_dir():
@@ -156,72 +158,14 @@ def _video_reader(source, range):
 
 def _sink(temporary, target, reader, from_folder, to_folder, codec, crf, fps):
     if to_folder:
-        return _ToFolder(FolderWriter(temporary), from_folder)
+        return ToFolder(temporary, not from_folder)
     if from_folder:
-        return _PicturesToVideo(temporary, target, reader, codec, crf, fps)
-    return _VideoToVideo(temporary, target, reader, codec, crf)
-
-
-class _ToFolder:
-    def __init__(self, writer, from_folder):
-        self._writer, self._from_folder = writer, from_folder
-        self.warnings = [] if from_folder else ["a folder of pictures holds no sound and no time stamps"]
-
-    def write(self, picture):
-        if self._from_folder:
-            self._writer.write(picture.array, picture.name)
-        else:
-            from .convert import to_array
-
-            self._writer.write(to_array(picture))
-
-    def copy(self, packet):
-        pass
-
-    def close(self):
-        pass
-
-    abandon = close
-
-
-class _VideoToVideo:
-    def __init__(self, temporary, target, reader, codec, crf):
-        from .writer import VideoWriter
-
-        first, stream = reader.first, reader.stream
-        self._writer = VideoWriter(temporary, codec, crf, first.form, first.size, first.full, stream.time_base,
-                                   stream.average_rate or stream.guessed_rate, reader, first.frame, target.name)
-        self.warnings = self._writer.warnings
-        self.copy, self.close, self.abandon = self._writer.copy, self._writer.close, self._writer.abandon
-
-    def write(self, picture):
-        self._writer.write(picture.as_format(self._writer.format))
-
-
-class _PicturesToVideo:
-    def __init__(self, temporary, target, reader, codec, crf, fps):
-        from .codec import find_codec
-        from .convert import to_frame, video_form
-        from .writer import VideoWriter
-
-        rate = Fraction(30 if fps is None else fps).limit_denominator(1001)
-        self._base, self._count, self._to_frame = 1 / rate, 0, to_frame
-        self._form = video_form(reader.first, find_codec(codec))
-        full = self._form.name.startswith("yuvj")
-        tags = to_frame(reader.first, self._form, 0, self._base)
-        self._writer = VideoWriter(temporary, codec, crf, self._form, reader.first.size, full, self._base, rate,
-                                   None, tags, target.name)
-        self.warnings = self._writer.warnings
-        self.copy, self.close, self.abandon = self._writer.copy, self._writer.close, self._writer.abandon
-
-    def write(self, picture):
-        frame = self._to_frame(picture, self._form, self._count, self._base)
-        self._count += 1
-        self._writer.write(frame)
+        return PicturesToVideo(temporary, target.name, reader, codec, crf, 30 if fps is None else fps)
+    return VideoToVideo(temporary, target.name, reader, codec, crf)
 
 
 def _damage(reader, source) -> list[str]:
     if not reader.damage:
         return []
-    return [f"{source} is damaged or cut off ({'; '.join(dict.fromkeys(reader.damage))}); what could be decoded "
-            "of it was restored"]
+    what = "; ".join(dict.fromkeys(reader.damage))
+    return [f"{source} is damaged or cut off ({what}); what could be decoded of it was restored"]

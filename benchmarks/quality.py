@@ -2,9 +2,9 @@
 
     python benchmarks/quality.py --clips CLIP [CLIP ...] --real BLURRED.mp4 [--pictures DIR]
 
-CLIP: sharp clips that training has not seen (video files or folders of pictures). BLURRED: a really blurred video,
-which has no ground truth: reported are the variance of the Laplacian (a sharpness measure without a reference;
-noise raises it too), the change of mean brightness, and, with --pictures, crops before and after.
+CLIP: sharp clips that training has not seen (video files or folders of pictures). BLURRED: a really blurred
+video, which has no ground truth: reported are the variance of the Laplacian (a sharpness measure without a
+reference; noise raises it too), the change of mean brightness, and, with --pictures, crops before and after.
 Writes benchmarks/results/quality.json.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 import dblr_fast
-from dblr_fast.checkpoint import find, read_metadata
+from dblr_fast.checkpoint import find, read_metadata, save_model
 from dblr_fast.data.clips import load_luma_clip
 from dblr_fast.evaluation.synthetic import score_windows, validation_windows
 
@@ -40,7 +40,8 @@ def real_blur(restore, path, pictures):
         after = restore(torch.from_numpy(window)[None])[0, 0].numpy()
         variance = [float(cv2.Laplacian(p, cv2.CV_32F).var()) for p in (before, after)]
         rows.append({"frame": frame, "laplacian_variance_before": round(variance[0], 6),
-                     "laplacian_variance_after": round(variance[1], 6), "ratio": round(variance[1] / variance[0], 3),
+                     "laplacian_variance_after": round(variance[1], 6),
+                     "ratio": round(variance[1] / variance[0], 3),
                      "mean_change": round(float(after.mean() - before.mean()), 6),
                      "largest_change": round(float(np.abs(after - before).max()), 4)})
         if pictures:
@@ -50,13 +51,22 @@ def real_blur(restore, path, pictures):
     return rows
 
 
+def short(synthetic):
+    """The scores as the metadata of a model file holds them."""
+    scores = {name: row["psnr_restored"] if name == "sharp" else [row["psnr_input"], row["psnr_restored"]]
+              for name, row in synthetic.items()}
+    return {"psnr_y_256_crops_blurred_and_restored": scores}
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", nargs="+", required=True)
     parser.add_argument("--real")
     parser.add_argument("--model", default="default", help="shipped model or path of a safetensors file")
     parser.add_argument("--each", type=int, default=3, help="windows a clip and blur length")
     parser.add_argument("--pictures", type=Path, help="folder for crops before and after")
+    parser.add_argument("--record", action="store_true", help="write the scores into the model's metadata too")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "quality.json")
     args = parser.parse_args()
     start = time.time()
@@ -68,7 +78,8 @@ def main():
 
     metadata = read_metadata(find(args.model))
     report = {"model": find(args.model).name, "training": json.loads(metadata.get("training", "{}")),
-              "clips": [Path(c).name for c in args.clips], "window": "256x256, Y, whole window scored, 8-bit output",
+              "clips": [Path(c).name for c in args.clips],
+              "window": "256x256, Y, whole window scored, 8-bit output",
               "synthetic": score_windows(restore, validation_windows(args.clips, each=args.each))}
     if args.real:
         report["real"] = {"clip": Path(args.real).name, "crops": real_blur(restore, args.real, args.pictures)}
@@ -77,13 +88,17 @@ def main():
                          "seconds": round(time.time() - start, 1)}
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(report, indent=1) + "\n")
+    if args.record:
+        path = find(args.model)
+        save_model(model, path, {**metadata, "scores": json.dumps(short(report["synthetic"]))})
+        path.chmod(0o644)
     for name, row in report["synthetic"].items():
         if name == "sharp":
             print(f"sharp: kept at {row['psnr_restored']:.2f} dB (least {row['psnr_least']:.2f}), "
                   f"SSIM {row['ssim_restored']:.4f}, {row['windows']} windows")
         else:
-            print(f"{name}: {row['psnr_input']:.2f} -> {row['psnr_restored']:.2f} dB ({row['gain']:+.2f}), SSIM "
-                  f"{row['ssim_input']:.4f} -> {row['ssim_restored']:.4f}, {row['windows']} windows")
+            print(f"{name}: {row['psnr_input']:.2f} -> {row['psnr_restored']:.2f} dB ({row['gain']:+.2f}), "
+                  f"SSIM {row['ssim_input']:.4f} -> {row['ssim_restored']:.4f}, {row['windows']} windows")
     for row in report.get("real", {}).get("crops", []):
         print(f"real blur, frame {row['frame']}: Laplacian variance x{row['ratio']:.2f}, "
               f"mean {row['mean_change']:+.5f}, largest change {row['largest_change']:.3f}")

@@ -41,10 +41,10 @@ def identity_(model, std=None):
     pass), gamma = 0 in the last batch norm of every residual block and of L32 keeps all blocks silent, and
     a delta carries channel 0 through L33, L34 and L35. With `tail_skip` L32 adds L30's output to L2's, which
     are equal at the start, so L33 halves it (a power of two, hence exact).
-    Everything else is Gaussian, so that all features are there to be learned from. With `std=None` the standard
-    deviation is sqrt(2 / fan_in) (He) up to L32, which keeps features at the scale of the picture, and the
-    paper's 0.01 in L33 and L34, whose many channels would otherwise make the first steps of L35 far too long; a
-    number sets one standard deviation for all. L35 is zero outside its delta.
+    Everything else is Gaussian, so that all features are there to be learned from. With `std=None` the
+    standard deviation is sqrt(2 / fan_in) (He) up to L32, which keeps features at the scale of the picture,
+    and the paper's 0.01 in L33 and L34, whose many channels would otherwise make the first steps of L35 far
+    too long; a number sets one standard deviation for all. L35 is zero outside its delta.
     Works in training and evaluation mode, for every variant and window length. Returns the model.
     """
     tail = (model.conv33, model.conv34, model.conv35)

@@ -45,15 +45,19 @@ def noise(width, height, name, seed, smooth=True):
     for i, view in enumerate(views(frame, form)):
         y, x = np.mgrid[:view.shape[0], :view.shape[1]]
         wave = 0.5 + 0.3 * np.sin((x + 3 * seed) / 9 + i) * np.cos((y - 2 * seed) / 7) if smooth else 0.5
-        value = top * (wave + rng.uniform(-0.02, 0.02, view.shape) if smooth else rng.uniform(0, 1, view.shape))
+        grain = rng.uniform(-0.02, 0.02, view.shape) if smooth else rng.uniform(-0.5, 0.5, view.shape)
+        value = top * (wave + grain)
         view[...] = (np.clip(value, 0, top).astype(np.uint32) << form.shift).astype(form.dtype)
     return frame
 
 
 def make_clip(path, frames=8, size=(64, 48), name="yuv420p", codec="libx264", time_base=Fraction(1, 15360),
               stamps=None, audio=False, rotation=0, options=None, prepare=None, container=None,
-              rate=Fraction(30), smooth=True, **tags):
-    """Writes a clip; `tags` are set on the encoder (color_range, colorspace, ...)."""
+              rate=Fraction(30), smooth=True, period=0, durations=None, **tags):
+    """Writes a clip; `tags` are set on the encoder (color_range, colorspace, ...).
+
+    period: pictures come back after so many frames. durations: of the frames, in units of time_base.
+    """
     stamps = stamps or [512 * i for i in range(frames)]
     with av.open(str(path), "w", container_options=container or {}) as file:
         stream = file.add_stream(codec, rate=rate, options=options or {})
@@ -63,14 +67,18 @@ def make_clip(path, frames=8, size=(64, 48), name="yuv420p", codec="libx264", ti
             context.qscale, context.global_quality = True, 118
         for key, value in tags.items():
             setattr(context, key, value)
+        if durations:
+            context.flags |= int(av.codec.context.Flags.frame_duration)
         if rotation:
             stream.set_display_rotation(rotation)
         sound = file.add_stream("aac", rate=48000) if audio else None
         if prepare:
             prepare(file, stream)
         for i, stamp in enumerate(stamps):
-            frame = noise(*size, name, i, smooth)
+            frame = noise(*size, name, i % period if period else i, smooth)
             frame.pts, frame.time_base = stamp, time_base
+            if durations:
+                frame.duration = durations[i]
             frame.color_range = tags.get("color_range", 0)
             file.mux(stream.encode(frame))
         file.mux(stream.encode(None))

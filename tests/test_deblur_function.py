@@ -42,7 +42,7 @@ def test_a_brighter_luma_is_added_to_each_channel(dtype, limits, span, shape):
         span = 219 * 256 / 65535
     out = dblr_fast.deblur(frames, model=Passing(lambda y: y + 0.1), range=limits)
     expected = np.clip(frames.astype(np.float64) + 0.1 * span * top, 0, top)
-    step = 1.01 if dtype is np.uint16 else 0.501 if dtype is np.uint8 else 1e-3 if dtype is np.float16 else 1e-6
+    step = {np.uint8: 0.501, np.uint16: 1.01, np.float16: 1e-3}.get(dtype, 1e-6)
     assert np.abs(out.astype(np.float64) - expected).max() <= step
     assert out.max() == top  # clipped, not wrapped
 

@@ -88,7 +88,7 @@ def test_against_torchmetrics():
             structural_similarity_index_measure,
         )
     except ImportError:
-        print("torchmetrics is not installed (pip install torchmetrics): checked against loops in numpy alone")
+        print("torchmetrics is not installed (pip install torchmetrics): checked against loops alone")
         return
     a, b = (torch.from_numpy(p)[None, None] for p in pictures(40, 53, seed=5))
     assert float(psnr(a, b)) == pytest.approx(float(peak_signal_noise_ratio(a, b, data_range=1.0)), abs=1e-5)

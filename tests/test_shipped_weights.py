@@ -1,6 +1,6 @@
 """The weights that come with the package do what their metadata says, on pictures made here.
 
-The full scores, on real clips, are measured by benchmarks/quality.py; this is the small part that needs no data.
+The full scores, on real clips, are measured by benchmarks/quality.py; this is the part that needs no data.
 """
 
 import json
@@ -32,7 +32,8 @@ def restore(model, window):
 def drawing(seed, height=200, width=220):
     """Edges, lines and lettering over soft shading, smoothed as a camera would."""
     rng = np.random.default_rng(seed)
-    picture = cv2.resize(rng.random((5, 6)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
+    shading = rng.random((5, 6)).astype(np.float32)
+    picture = cv2.resize(shading, (width, height), interpolation=cv2.INTER_CUBIC)
     picture = 0.25 + 0.5 * picture
     for _ in range(14):
         a, b = (tuple(int(v) for v in rng.integers(0, (width, height))) for _ in range(2))
@@ -57,7 +58,8 @@ def test_metadata(model):
 
 def test_the_file_is_small_and_single_precision():
     assert (FOLDER / "dblrnet.safetensors").stat().st_size < 9e6
-    assert all(t.dtype == torch.float32 for n, t in dblr_fast.load_model().state_dict().items() if "num_" not in n)
+    state = dblr_fast.load_model().state_dict()
+    assert all(t.dtype == torch.float32 for name, t in state.items() if "num_" not in name)
 
 
 def test_blurred_pictures_gain(model):

@@ -14,6 +14,7 @@ import dblr_fast
 from dblr_fast.errors import RunError
 from dblr_fast.video.picture import VideoPicture
 from dblr_fast.video.pixels import layout, views
+from dblr_fast.video.reader import is_full
 from dblr_fast.window import windows
 
 
@@ -27,7 +28,8 @@ def clip(tmp_path):
 @pytest.mark.parametrize("radius", [0, 1, 2, 5])
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 9])
 def test_window_repeats_the_edges(radius, count):
-    expected = [tuple(min(max(i + d, 0), count - 1) for d in range(-radius, radius + 1)) for i in range(count)]
+    expected = [tuple(min(max(j, 0), count - 1) for j in range(i - radius, i + radius + 1))
+                for i in range(count)]
     assert list(windows(range(count), radius)) == expected
 
 
@@ -44,15 +46,16 @@ def test_window_gives_an_item_as_soon_as_it_can():
 
 # ---- samples
 
-FORMATS = ["yuv420p", "yuvj420p", "yuv422p", "yuv444p", "yuv420p10le", "yuv422p10le", "yuv444p12le", "yuv420p16le",
-           "gray", "gray10le", "gray16le", "yuva420p", "bgr0", "bgra", "gbrp10le", "gbrp16le", "nv12", "rgb24", "yuyv422"]
+FORMATS = ["yuv420p", "yuvj420p", "yuv422p", "yuv444p", "yuv420p10le", "yuv422p10le", "yuv444p12le",
+           "yuv420p16le", "gray", "gray10le", "gray16le", "yuva420p", "bgr0", "bgra", "gbrp10le", "gbrp16le",
+           "nv12", "rgb24", "yuyv422"]
 RAW = {"yuvj420p", "nv12", "rgb24", "yuyv422"}  # made as raw video: ffv1 does not take these names
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_an_identity_changes_no_sample(tmp_path, name):
-    codec = "rawvideo" if name in RAW else "ffv1"
-    source = make_clip(tmp_path / ("a.nut" if name in RAW else "a.mkv"), 6, (66, 50), name, codec, smooth=False)
+    file, codec = ("a.nut", "rawvideo") if name in RAW else ("a.mkv", "ffv1")
+    source = make_clip(tmp_path / file, 6, (66, 50), name, codec, smooth=False)
     restore(source, tmp_path / "b.mkv", codec="ffv1")
     before, after = decoded(source), decoded(tmp_path / "b.mkv")
     assert len(before) == len(after) == 6
@@ -78,7 +81,8 @@ def test_p010_is_kept_in_the_upper_bits():
 @pytest.mark.parametrize("name, full", [("yuv420p", False), ("yuv420p", True), ("yuv420p10le", False),
                                         ("yuv422p10le", True), ("gray16le", False)])
 def test_luma_is_what_the_engine_gave_and_chroma_is_untouched(tmp_path, name, full):
-    source = make_clip(tmp_path / "a.mkv", 6, (322, 50), name, "ffv1", smooth=False, color_range=2 if full else 1)
+    source = make_clip(tmp_path / "a.mkv", 6, (322, 50), name, "ffv1", smooth=False,
+                       color_range=2 if full else 1)
     restore(source, tmp_path / "b.mkv", Passing(brighter), codec="ffv1")
     for (_, a, frame), (_, b, other) in zip(decoded(source), decoded(tmp_path / "b.mkv")):
         bits = frame.format.components[0].bits
@@ -91,10 +95,13 @@ def test_luma_is_what_the_engine_gave_and_chroma_is_untouched(tmp_path, name, fu
         assert other.color_range == frame.color_range == (2 if full else 1)
 
 
-@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
-def test_predicted_frames_are_not_damaged(tmp_path, codec):
-    """Writing into a frame that the decoder still predicts from would show in all frames after it."""
-    source = make_clip(tmp_path / "a.mp4", 24, codec=codec, options={"g": "24"})
+def test_predicted_frames_are_not_damaged(tmp_path):
+    """Writing into a frame that the decoder still predicts from would show in all frames after it.
+
+    Pictures that come back every fifth frame are predicted from the one five frames ago.
+    """
+    source = make_clip(tmp_path / "a.mp4", 40, period=5, smooth=False, options={
+        "g": "60", "refs": "8", "bf": "0", "x264-params": "scenecut=0"})
     restore(source, tmp_path / "b.mkv", Passing(lambda y: 1 - y), codec="ffv1")
     for (_, a, _), (_, b, _) in zip(decoded(source), decoded(tmp_path / "b.mkv")):
         np.testing.assert_array_equal(np.clip(251 - a[0].astype(int), 0, 255), b[0])
@@ -104,9 +111,20 @@ def test_predicted_frames_are_not_damaged(tmp_path, codec):
 @pytest.mark.parametrize("range_, black, span", [("auto", 16, 219), ("limited", 16, 219), ("full", 0, 255)])
 def test_range_says_what_the_samples_mean(tmp_path, range_, black, span):
     source, seen = make_clip(tmp_path / "a.mkv", 5, codec="ffv1"), []
-    restore(source, tmp_path / "b.mkv", Passing(lambda y: seen.append(y.clone()) or y), codec="ffv1", range=range_)
+    engine = Passing(lambda y: seen.append(y.clone()) or y)
+    restore(source, tmp_path / "b.mkv", engine, codec="ffv1", range=range_)
     for y, (_, parts, _) in zip(seen, decoded(source)):
         np.testing.assert_allclose(y[0, 0].numpy(), (parts[0] - np.float32(black)) / span, atol=1e-6)
+
+
+@pytest.mark.parametrize("name, tag, full", [
+    ("yuv420p", 0, False), ("yuv420p", 1, False), ("yuv420p", 2, True), ("yuvj420p", 0, True),
+    ("gbrp", 0, True), ("gray", 0, False)])
+def test_an_unspecified_range_means_limited(name, tag, full):
+    frame = av.VideoFrame(16, 16, name)
+    frame.color_range = tag
+    assert is_full(frame, "auto") is full
+    assert is_full(frame, "full") and not is_full(frame, "limited")
 
 
 def test_the_scale_of_the_weights_is_honoured(tmp_path):
@@ -129,7 +147,8 @@ def test_the_window_that_the_network_sees(tmp_path):
     restore(source, tmp_path / "b.mkv", Watching(), codec="ffv1")
     luma = [(parts[0].astype(np.float32) - 16) / 219 for _, parts, _ in decoded(source)]
     for i, batch in enumerate(seen):
-        np.testing.assert_allclose(batch, np.stack([luma[min(max(i + d, 0), 3)] for d in range(-2, 3)]), atol=1e-6)
+        expected = np.stack([luma[min(max(i + d, 0), 3)] for d in range(-2, 3)])
+        np.testing.assert_allclose(batch, expected, atol=1e-6)
 
 
 def test_the_real_network_end_to_end(tmp_path):
@@ -182,7 +201,8 @@ def test_matroska_rounds_to_milliseconds_and_says_so(tmp_path):
 
 
 def test_a_container_that_moves_the_start_says_so(tmp_path):
-    source = make_clip(tmp_path / "a.mp4", 10, audio=True, time_base=Fraction(1, 90000), stamps=range(0, 30000, 3000))
+    source = make_clip(tmp_path / "a.mp4", audio=True, time_base=Fraction(1, 90000),
+                       stamps=range(0, 30000, 3000))
     result = restore(source, tmp_path / "b.ts")
     shift = stamps(tmp_path / "b.ts")[0] - stamps(source)[0]
     assert shift > 0 and any(f"starts +{float(shift) * 1000:.0f} ms later" in w for w in result.warnings)
@@ -196,13 +216,18 @@ def test_a_file_that_cannot_be_read_back_is_not_delivered(tmp_path, clip):
 
 
 def test_the_last_frame_keeps_its_duration(tmp_path):
-    source = make_clip(tmp_path / "a.mp4", 8)
+    source = make_clip(tmp_path / "a.mp4", 8, durations=[512] * 7 + [5120], options={"bf": "0"})
+    restore(source, tmp_path / "b.mkv", codec="ffv1")
+    last = decoded(source)[-1][2].duration * decoded(source)[-1][2].time_base
+    frame = decoded(tmp_path / "b.mkv")[-1][2]
+    assert last == Fraction(1, 3) and abs(frame.duration * frame.time_base - last) < Fraction(1, 1000)
+
+
+def test_the_encoder_places_its_own_key_frames(tmp_path):
+    source = make_clip(tmp_path / "a.mp4", 12, options={"g": "1"})
+    assert all(frame.key_frame for _, _, frame in decoded(source))
     restore(source, tmp_path / "b.mp4")
-    lengths = []
-    for name in "ab":
-        with av.open(str(tmp_path / f"{name}.mp4")) as file:
-            lengths.append(file.streams.video[0].duration * file.streams.video[0].time_base)
-    assert lengths[0] == lengths[1] == Fraction(8, 30)
+    assert [frame.key_frame for _, _, frame in decoded(tmp_path / "b.mp4")] == [True] + 11 * [False]
 
 
 # ---- memory

@@ -10,7 +10,7 @@ import av
 import cv2
 import numpy as np
 import pytest
-from clips import Passing, decoded, leftovers, make_clip, refused, restore, stamps
+from clips import Passing, decoded, leftovers, make_clip, refused, restore
 
 import dblr_fast
 from dblr_fast.errors import RunError
@@ -106,7 +106,8 @@ def test_codec_unknown_or_unfit(clip, tmp_path):
     refused("there is no video encoder 'nonsense'", clip, tmp_path / "b.mp4", codec="nonsense")
     refused("there is no video encoder 'aac'", clip, tmp_path / "b.mp4", codec="aac")
     refused("cannot hold libx264", clip, tmp_path / "b.webm")
-    refused("cannot hold this libvpx-vp9 video .*only supported in MP4", clip, tmp_path / "b.mov", codec="libvpx-vp9")
+    refused("cannot hold this libvpx-vp9 video .*only supported in MP4", clip, tmp_path / "b.mov",
+            codec="libvpx-vp9")
     refused("no constant rate factor", clip, tmp_path / "b.mkv", codec="ffv1", crf=10)
     refused("crf must lie between", clip, tmp_path / "b.mp4", crf=1000)
 
@@ -115,9 +116,9 @@ def test_options_out_of_range(clip, tmp_path):
     refused("range must be one of", clip, tmp_path / "b.mp4", range="narrow")
     refused("fps is for making", clip, tmp_path / "b.mp4", fps=10)
     refused("there is no model 'nobody'", clip, tmp_path / "b.mp4", model="nobody")
-    refused("there is no device", clip, tmp_path / "b.mp4", model=dblr_fast.DBLRNet(width=8, blocks=1), device="abacus")
-    refused("backend", clip, tmp_path / "b.mp4", model=dblr_fast.DBLRNet(width=8, blocks=1), backend="abacus",
-            error=ValueError)
+    model = dblr_fast.DBLRNet(width=8, blocks=1)
+    refused("there is no device", clip, tmp_path / "b.mp4", model=model, device="abacus")
+    refused("backend", clip, tmp_path / "b.mp4", model=model, backend="abacus", error=ValueError)
 
 
 def test_pixel_format_that_the_encoder_or_we_do_not_take(tmp_path):
@@ -144,8 +145,9 @@ def test_odd_sizes(tmp_path):
 
 
 def test_interlaced_video(tmp_path):
+    flags = av.codec.context.Flags
     source = make_clip(tmp_path / "a.mp4", options={"x264-params": "tff=1"},
-                       flags=int(av.codec.context.Flags.interlaced_dct | av.codec.context.Flags.interlaced_me))
+                       flags=int(flags.interlaced_dct | flags.interlaced_me))
     refused("is interlaced.*bwdif", source, tmp_path / "b.mp4")
 
 
@@ -158,6 +160,13 @@ def test_frame_size_that_changes(tmp_path):
     refused("changes from 64x48", source, tmp_path / "b.mp4")
 
 
+@pytest.mark.parametrize("name", ["with space.mp4", "http:colon.mp4", "ümläut.mp4", "-dash.mp4", "100%d.mp4"])
+def test_names_of_every_kind_are_taken(clip, tmp_path, monkeypatch, name):
+    clip.rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert restore(name, "out " + name).frames == 6
+
+
 # ---- damage
 
 def cut(path, share):
@@ -166,8 +175,9 @@ def cut(path, share):
     return path
 
 
-@pytest.mark.parametrize("suffix, options", [(".mkv", {}), (".mp4", {"movflags": "faststart"}),
-                                             (".mp4", {"movflags": "frag_keyframe+empty_moov"}), (".avi", {})])
+@pytest.mark.parametrize("suffix, options", [
+    (".mkv", {}), (".mp4", {"movflags": "faststart"}), (".mp4", {"movflags": "frag_keyframe+empty_moov"}),
+    (".avi", {})])
 def test_a_truncated_file_gives_what_is_there_and_says_so(tmp_path, suffix, options):
     codec = "mpeg4" if suffix == ".avi" else "libx264"
     base = Fraction(1, 30)
@@ -195,7 +205,7 @@ def test_whole_files_are_not_called_damaged(tmp_path):
 
 # ---- failures leave nothing
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("the engine broke"), MemoryError("no room")])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, MemoryError])
 @pytest.mark.parametrize("name", ["b.mp4", "b.mkv", "pictures"])
 def test_an_interrupted_run_leaves_the_old_output(clip, tmp_path, error, name):
     target = tmp_path / name
@@ -209,10 +219,10 @@ def test_an_interrupted_run_leaves_the_old_output(clip, tmp_path, error, name):
     def fail(y):
         calls.append(1)
         if len(calls) == 4:
-            raise error
+            raise error("the engine broke")
         return y
 
-    with pytest.raises(type(error) if isinstance(error, BaseException) else error):
+    with pytest.raises(error):
         restore(clip, target, Passing(fail), overwrite=True)
     assert (target if target.suffix else target / "00000000.png").read_text() == "old"
     assert leftovers(tmp_path) == []
@@ -238,8 +248,9 @@ except RunError as error:
 def test_no_more_room_on_the_disk(tmp_path, target, codec, size):
     """A limit on the size of files fails in the same calls as a full disk does."""
     source = make_clip(tmp_path / "a.mkv", 40, (160, 120), codec="ffv1", smooth=False)
-    done = subprocess.run([sys.executable, "-c", LIMITED, str(Path(__file__).parent), str(source),
-                           str(tmp_path / target), str(size), codec], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(Path(__file__).parent), str(source), str(tmp_path / target),
+         str(size), codec], capture_output=True, text=True, check=True)
     assert f"{target} could not be written: File too large" in done.stdout
     assert done.stderr == ""
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mkv"]

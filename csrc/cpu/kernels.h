@@ -48,7 +48,7 @@ template <class T> struct Product {
   int vectors;           // 1 or 2
   Index rows, cols;
   int channels;          // how many of vectors * lanes are stored
-  bool accumulate;       // start from what `out` holds instead of the bias
+  bool accumulate;       // add what `out` holds
   bool relu;
   const T* bias;         // [vectors * lanes]
   Pixels<T> out;

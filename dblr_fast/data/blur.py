@@ -52,7 +52,8 @@ class BlurSettings:
         if self.frames < 1 or self.frames % 2 == 0:
             raise ValueError(f"frames must be odd, got {self.frames}")
         if not 0 <= self.length[0] <= self.length[1]:
-            raise ValueError(f"length must be (shortest, longest) with 0 <= shortest <= longest, got {self.length}")
+            raise ValueError("length must be (shortest, longest) with 0 <= shortest <= longest, "
+                             f"got {self.length}")
         unknown = set(self.responses) - set(RESPONSES)
         if unknown or not self.responses:
             raise ValueError(f"responses must be among {', '.join(RESPONSES)}, got {self.responses}")
@@ -193,7 +194,8 @@ def synthesize_window(frames, rng, settings=BlurSettings(), origin=None):
     frames: (K, H, W) float32 luma in [0, 1]; the middle one, frames[K // 2], is the window's sharp centre.
         K = 1 gives a scene that stands still under a moving camera; with neighbours (`settings.frames` + 2
         is plenty) objects can move too. H and W at least the window's size.
-    rng: a numpy Generator (see `window_rng`); origin: (row, column) of the window in the picture, random if None.
+    rng: a numpy Generator (see `window_rng`).
+    origin: (row, column) of the window in the picture, random if None.
     Returns (blurred (settings.frames, h, w), sharp (h, w)), float32 in [0, 1]. `sharp` is the instant in the
     middle of the centre exposure. Raises ValueError when the frames are too small.
     """

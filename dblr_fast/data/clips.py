@@ -32,7 +32,8 @@ def _video_luma(path, start, stop, step):
                 continue
             name = frame.format.name
             if not name.startswith(("yuv", "nv12", "gray")) or frame.format.components[0].bits != 8:
-                raise ValueError(f"expected 8-bit video with a luma plane, got {name} in {path}: convert it first")
+                raise ValueError(f"expected 8-bit video with a luma plane, got {name} in {path}: "
+                                 "convert it first")
             plane = frame.planes[0]
             luma = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:frame.height, :frame.width]
             full = name.startswith(("yuvj", "gray")) or frame.color_range == 2
@@ -53,13 +54,15 @@ def iter_luma(path, start=0, stop=None, step=1):
     if path.is_dir():
         names = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES)
         if not names:
-            raise ValueError(f"expected pictures ({', '.join(sorted(PICTURES))}) in the folder, got none in {path}")
+            raise ValueError(f"expected pictures ({', '.join(sorted(PICTURES))}), got none in {path}: "
+                             "name a folder that holds some")
         for name in names[slice(start, stop, step)]:
             yield _picture_luma(name)
     elif path.is_file():
         yield from _video_luma(path, start, stop, step)
     else:
-        raise FileNotFoundError(f"expected a video file or a folder of pictures, got {path}, which does not exist")
+        raise FileNotFoundError(f"expected a video file or a folder of pictures, got {path}, "
+                                "which does not exist: check the path")
 
 
 def load_luma_clip(path, start=0, stop=None, step=1, dtype=np.float32):
@@ -78,5 +81,6 @@ def load_luma_clip(path, start=0, stop=None, step=1, dtype=np.float32):
         raise ValueError(f"expected at least one frame in {path} from frame {start} on, got none")
     shapes = {frame.shape for frame in frames}
     if len(shapes) > 1:
-        raise ValueError(f"expected frames of one size in {path}, got {sorted(shapes)}: sort them into folders")
+        raise ValueError(f"expected frames of one size in {path}, got {sorted(shapes)}: "
+                         "sort them into folders")
     return np.stack(frames)

@@ -15,13 +15,15 @@ def _pair(a, b, smallest=1):
         raise ValueError(f"expected pictures (..., H, W) of at least {smallest}x{smallest} pixels, "
                          f"got shape {tuple(a.shape)}")
     if a.device != b.device:
-        raise ValueError(f"the two pictures must be on one device, got {a.device} and {b.device}: move one of them")
+        raise ValueError(f"the two pictures must be on one device, got {a.device} and {b.device}: "
+                         "move one of them")
     return a.double(), b.double()
 
 
 def _positive(data_range):
     if not data_range > 0:
-        raise ValueError(f"data_range must be positive (1.0 for luma in [0, 1], 255 for bytes), got {data_range}")
+        raise ValueError(f"data_range must be positive, got {data_range}: "
+                         "give 1.0 for luma in [0, 1], 255 for bytes")
     return float(data_range)
 
 

@@ -14,8 +14,9 @@ LENGTHS = (4.0, 8.0, 16.0, 28.0)
 def validation_windows(clips, size=256, each=3, scales=(0.5, 0.5, 1.0), lengths=LENGTHS, seed=2024):
     """Blurred and sharp windows at known blur lengths.
 
-    clips: folders of pictures or video files. size: side of the windows. each: windows a clip and length; window
-        n is taken from the clip reduced by scales[n]. lengths: mean path in pixels during the centre exposure.
+    clips: folders of pictures or video files. size: side of the windows.
+    each: windows a clip and length; window n is taken from the clip reduced by scales[n % len(scales)].
+    lengths: mean path in pixels during the centre exposure.
     Returns {"4 px": (windows (n, 5, size, size), sharp (n, size, size)), ..., "sharp": ...}, float32 on the
     grid of bytes; half of the blurred scenes move along their optical flow, none carries noise or coding.
     """
@@ -31,12 +32,13 @@ def validation_windows(clips, size=256, each=3, scales=(0.5, 0.5, 1.0), lengths=
         for kind, length in enumerate((*lengths, 0.0)):
             name = f"{length:g} px" if length else "sharp"
             for n in range(each):
+                scale = scales[n % len(scales)]
                 rng = window_rng(seed, number, kind, n)
                 middle = int(rng.integers(3, len(clip) - 3))
-                frames = [cv2.resize(f, None, fx=scales[n], fy=scales[n], interpolation=cv2.INTER_AREA)
+                frames = [cv2.resize(f, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
                           for f in clip[middle - 3:middle + 4]]
-                settings = BlurSettings(size=(size, size), length=(length, length), sharp_share=float(not length),
-                                        flow_share=0.5 if length else 0.0, noise=0.0, jpeg_share=0.0)
+                settings = BlurSettings(size=(size, size), length=(length, length), noise=0.0, jpeg_share=0.0,
+                                        sharp_share=float(not length), flow_share=0.5 if length else 0.0)
                 pair = synthesize_window(np.stack(frames).astype(np.float32) / np.float32(255), rng, settings)
                 blurred, sharp = (np.rint(p * 255).astype(np.float32) / np.float32(255) for p in pair)
                 out.setdefault(name, []).append((blurred, sharp))
@@ -61,7 +63,8 @@ def score_windows(restore, windows):
             rows.append([float(f(p, target)) for f in (psnr, ssim) for p in (source, restored)])
         least = min(row[1] for row in rows)
         before, after, ssim_before, ssim_after = np.mean(rows, 0)
-        entry = {"windows": len(rows), "psnr_restored": round(after, 3), "ssim_restored": round(ssim_after, 4)}
+        entry = {"windows": len(rows), "psnr_restored": round(after, 3),
+                 "ssim_restored": round(ssim_after, 4)}
         if name == "sharp":
             entry["psnr_least"] = round(least, 3)
         else:

@@ -1,11 +1,12 @@
 """Train the first weights: a plain script that needs one machine and an hour or two.
 
-    python -m dblr_fast.training.first_weights pool  --source CLIPS --pool DIR      # blurred windows onto disk
-    python -m dblr_fast.training.first_weights train --pool DIR --run DIR --minutes 90
-    python -m dblr_fast.training.first_weights pack  --source CLIPS --out scratch/pack  # sharp clips as JPEG
+    python -m dblr_fast.training.first_weights pool  --source CLIPS --pool DIR  # blurred windows onto disk
+    python -m dblr_fast.training.first_weights train --pool DIR --run DIR --weights OUT.safetensors
+    python -m dblr_fast.training.first_weights pack  --source CLIPS --out scratch/pack  # sharp clips, as JPEG
 
-`train` goes on from RUN/checkpoint.pt when there is one. The learning rate follows the wall clock, so that
-training ends on time however fast the machine is, and a pause costs steps, not the schedule.
+CLIPS is a folder of video files, of folders of pictures, or of packed clips. `train` goes on from
+RUN/checkpoint.pt when there is one. The learning rate follows the wall clock, so that training ends on time
+however fast the machine is, and a pause costs steps, not the schedule. On a GPU: --device cuda --batch 8.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import math
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
 
@@ -21,10 +23,17 @@ import numpy as np
 import torch
 
 from ..initialization import identity_
+from .recipe import FlatResponse, calibrate, charbonnier, learning_rates
 
-# Share of the time at which a batch (windows, side) takes over: small crops are many, large ones have room for
-# long blurs and fewer zeros at their borders.
+# Share of the time at which a batch (windows, side) takes over: small crops are many, large ones have room
+# for long blurs and fewer zeros at their borders.
 STAGES = ((0.0, 3, 80), (0.6, 2, 104))
+TRAINED_ON = ("synthetic motion blur (random camera trajectories, optical flow for objects, several response "
+              "curves) on 12 sharp clips from public repositories under Apache-2.0, BSD-3 and MIT licences")
+
+
+def now():
+    return time.strftime("%H:%M:%S")
 
 
 def load_class(name):
@@ -32,268 +41,149 @@ def load_class(name):
     return getattr(importlib.import_module(module), attribute)
 
 
-def charbonnier(restored, sharp, epsilon, border=12):
-    """Mean of sqrt(d^2 + epsilon^2) of each window, (N,): quadratic below epsilon, the absolute error above. The
-    border, where zeros and light from outside the crop reach in, hardly counts."""
-    error = torch.sqrt((restored - sharp) ** 2 + epsilon ** 2)
-    weight = torch.full_like(error[:1], 0.05)
-    weight[..., border:-border, border:-border] = 1.0
-    return (error * weight).sum((1, 2, 3)) / weight.sum()
-
-
-@torch.no_grad()
-def calibrate(model, batches):
-    """Set the running statistics of every batch norm to the mean over `batches` of windows."""
-    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    momenta = [m.momentum for m in norms]
-    sums = None
-    for count, window in enumerate(batches, 1):
-        for m in norms:
-            m.momentum = 1.0
-        model.train()(window)
-        now = [torch.stack([m.running_mean, m.running_var]) for m in norms]
-        sums = now if sums is None else [a + b for a, b in zip(sums, now)]
-    for m, momentum, total in zip(norms, momenta, sums):
-        m.momentum = momentum
-        m.running_mean.copy_(total[0] / count)
-        m.running_var.copy_(total[1] / count)
-    model.eval()
-
-
-def learning_rates(model):
-    """{parameter name: factor of the learning rate}. Gammas start at zero and learn faster; L1, L2, L33 and L34,
-    through which the identity passes, slower than the body; biases and shifts, whose steps are jumps of
-    brightness, slowest."""
-    scales = {}
-    for name, _ in model.named_parameters():
-        if name.endswith("bias"):
-            scales[name] = 0.05
-        elif ".bn." in name:
-            scales[name] = 4.0
-        else:
-            scales[name] = 0.5 if name.split(".")[0] in ("conv1", "conv2", "conv33", "conv34") else 1.0
-    return scales
-
-
-class Orthogonal:
-    """Momentum whose step, as a matrix (filters, taps), is made orthogonal (Muon; Jordan et al., 2024).
-
-    Every direction of a layer moves alike, the many weak ones of detail as far as the one strong one, which
-    makes a few hundred steps go further. `rate` of the learning rate is the step's root mean square.
-    """
-
-    def __init__(self, weights, momentum=0.95):
-        self.weights, self.momentum = weights, momentum
-        self.buffers = [torch.zeros_like(w) for w in weights]
-
-    @staticmethod
-    def orthogonalise(g):
-        """(layers, rows, columns) -> nearest matrices with orthonormal rows, by five Newton-Schulz steps."""
-        x = g / (g.norm(dim=(1, 2), keepdim=True) + 1e-12)
-        for _ in range(5):
-            a = x @ x.mT
-            x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
-        return x
-
-    @torch.no_grad()
-    def step(self, rates):
-        """rates: the root mean square of each weight's step."""
-        shapes = {}
-        for i, (w, b) in enumerate(zip(self.weights, self.buffers)):
-            b.mul_(self.momentum).add_(w.grad)
-            shapes.setdefault(tuple(w.shape), []).append(i)
-        for shape, members in shapes.items():
-            g = torch.stack([(self.weights[i].grad + self.momentum * self.buffers[i]).flatten(1) for i in members])
-            steps = self.orthogonalise(g)
-            for i, step in zip(members, steps):
-                self.weights[i].sub_(step.view(shape) * (rates[i] * g.shape[2] ** 0.5))
-
-
-class FlatResponse:
-    """Holds the sum of every kernel where it is, so that filters change what they do to detail alone.
-
-    All pixels agree on brightness, so without this every Adam step is first of all a jump of brightness
-    (15 times the rest, measured) and the next step's gradient mostly mends it. Blur does not change flat
-    regions; biases, scales and shifts stay free.
-    """
-
-    def __init__(self, model):
-        self.weights = [m.weight for m in model.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Conv3d))]
-        self.means = [self.mean(w.detach()) for w in self.weights]
-
-    @staticmethod
-    @torch.no_grad()
-    def clear(model):
-        """Make what the residual branches add free of brightness: kernels that sum to zero."""
-        for last in [block.second for block in model.blocks] + [model.conv32]:
-            last.conv.weight.sub_(FlatResponse.mean(last.conv.weight))
-
-    @staticmethod
-    def mean(w):
-        return w.mean(tuple(range(2, w.dim())), keepdim=True)
-
-    @torch.no_grad()
-    def project_gradients(self):
-        for w in self.weights:
-            w.grad.sub_(self.mean(w.grad))
-
-    @torch.no_grad()
-    def restore(self):
-        for w, mean in zip(self.weights, self.means):
-            w.sub_(self.mean(w) - mean)
-
-
-def psnr_of(a, b):
-    return float(-10 * torch.log10(((a - b) ** 2).mean((1, 2, 3)) + 1e-12).mean())
-
-
 @torch.no_grad()
 def validate(model, windows, device):
-    """windows: {name: uint8 (n, frames + 1, h, w)} -> {name: [PSNR of the input, PSNR restored]}; for windows
-    that are sharp the first is against itself, and left out."""
+    """windows: {name: uint8 (n, frames + 1, h, w)} -> {name: [mean PSNR of the input, restored]}."""
+    from ..evaluation import psnr
+
     out = {}
     for name, shard in windows.items():
         x = torch.from_numpy(shard).to(device).float() / 255
-        restored = torch.cat([model(one[None, :-1]) for one in x])
-        centre = x[:, (x.shape[1] - 1) // 2][:, None]
-        out[name] = [round(psnr_of(centre, x[:, -1:]), 3), round(psnr_of(restored, x[:, -1:]), 3)]
+        restored = torch.cat([model(one[None, :-1]) for one in x])[:, 0]
+        centre = x[:, (x.shape[1] - 1) // 2]
+        out[name] = [round(float(psnr(p, x[:, -1]).clamp(max=99).mean()), 3) for p in (centre, restored)]
     return out
 
 
-def save_weights(model, path, info):
-    """The shipped file: safetensors with metadata, written beside its target and renamed when complete."""
-    from safetensors.torch import save_file
+class Run:
+    """State of a training: the model, its moving average, the optimiser, and where they are in time."""
 
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
-    metadata = {
-        "format": "dblr_fast", "format_version": "1", "variant": model.variant, "frames": str(model.frames),
-        "tail_skip": str(model.tail_skip).lower(), "width": str(model.conv33.in_channels),
-        "blocks": str(len(model.blocks)), "luma_matrix": "bt601", "luma_range": "full",
-        "licence": "Apache-2.0", **info}
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    save_file(tensors, str(part), metadata)
-    os.replace(part, path)
+    def __init__(self, args):
+        self.args, self.device = args, torch.device(args.device)
+        self.folder = Path(args.run)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.checkpoint = self.folder / "checkpoint.pt"
+        torch.manual_seed(args.seed)
+        self.model = identity_(load_class(args.model)()).to(self.device).eval()
+        scales = learning_rates(self.model)
+        groups = [{"params": [p], "scale": scales[name]} for name, p in self.model.named_parameters()]
+        self.optimiser = torch.optim.Adam(groups, lr=args.lr, betas=(0.9, 0.99), foreach=True)
+        self.begin, self.step, self.hours, self.tick = time.time(), 0, 0.0, time.time()
+        self.scores = {}
 
+    def start(self, batches):
+        """Resume, or measure the statistics on batches of windows. Returns what holds the brightness."""
+        if self.checkpoint.exists():
+            state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+            self.model.load_state_dict(state["model"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.begin, self.step, self.hours = state["begin"], state["step"], state["hours"]
+            self.average = deepcopy(self.model)
+            self.average.load_state_dict(state["average"])
+        else:
+            FlatResponse.clear(self.model)
+            calibrate(self.model, batches)
+            self.average = deepcopy(self.model)
+        return FlatResponse(self.model)
 
-TRAINED_ON = ("synthetic motion blur (random camera trajectories, optical flow for objects, several response curves) "
-              "on 12 sharp clips from public repositories under Apache-2.0, BSD-3 and MIT licences")
+    def save(self):
+        """The checkpoint, and the average's weights as a safetensors file; each appears when complete."""
+        self.hours += (time.time() - self.tick) / 3600
+        self.tick = time.time()
+        part = self.checkpoint.with_suffix(".part")
+        torch.save({"model": self.model.state_dict(), "average": self.average.state_dict(), "step": self.step,
+                    "hours": self.hours, "optimiser": self.optimiser.state_dict(), "begin": self.begin}, part)
+        os.replace(part, self.checkpoint)
+        if self.args.weights and self.step >= self.args.ship_after:
+            from ..checkpoint import save_model
+
+            training = {"steps": self.step, "loss": "charbonnier, epsilon 0.03 to 0.01",
+                        "learning_rate": f"Adam, {self.args.lr:g}, 40 steps of warm-up, cosine to the end",
+                        "batches": ", then ".join(f"{n * self.args.batch}x{s}x{s}" for _, n, s in STAGES),
+                        "start": "identity", "batch_norm": "statistics measured at the start and held",
+                        "weights": f"moving average, {self.args.decay:g}", "hours": round(self.hours, 2),
+                        "device": self.args.device_name}
+            save_model(self.average, self.args.weights, {
+                "format_version": "1", "luma_matrix": "bt601", "luma_range": "full", "licence": "Apache-2.0",
+                "trained_on": TRAINED_ON, "training": json.dumps(training),
+                "scores": json.dumps(self.scores)})
+
+    def advance(self, blurred, sharp, flat, share):
+        """One step of Adam; returns (loss, loss of the centre frame as it is, norm of the gradient)."""
+        args = self.args
+        cosine = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share))
+        rate = args.lr * min(1.0, (self.step + 1) / 40) * cosine
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate * group["scale"]
+        # Edges first; later small errors count more, which keeps sharp pictures sharp.
+        epsilon = 0.03 * 0.3 ** min(share, 1.0)
+        middle = blurred.shape[1] // 2
+        before = charbonnier(blurred[:, middle:middle + 1], sharp, epsilon)
+        # Partly relative to the blur that is there, lest the few hopeless windows drown the others.
+        weight = 1 / (before + 0.1)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss = (charbonnier(self.model(blurred), sharp, epsilon) * weight).mean()
+        loss.backward()
+        flat.project_gradients()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), args.clip)
+        self.optimiser.step()
+        flat.restore()
+        self.step += 1
+        decay = min(args.decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for a, b in zip(self.average.parameters(), self.model.parameters()):
+                a.lerp_(b, 1 - decay)
+        return float(loss.detach()), float((before * weight).mean()), float(norm)
 
 
 def train(args):
     from .pool import Pool
 
     torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
-    run = Path(args.run)
-    run.mkdir(parents=True, exist_ok=True)
-    checkpoint = run / "checkpoint.pt"
-    torch.manual_seed(args.seed)
-    model = identity_(load_class(args.model)()).to(device)
-    source = Pool(args.pool)
-    begin, step, hours = time.time(), 0, 0.0
+    run, source = Run(args), Pool(args.pool)
+    windows = dict(np.load(args.validation)) if args.validation else {}
     rng = np.random.default_rng(args.seed)
 
     def draw(count, size):
-        return [torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in source.batch(count, size, rng)]
+        return [torch.from_numpy(a) for a in source.batch(count, size, rng)]
 
-    scales = learning_rates(model)
-    named = list(model.named_parameters())
-    matrix = [name for name, p in named if args.orthogonal and p.dim() >= 4 and p.shape[0] > 1]
-    optimiser = torch.optim.Adam([{"params": [p], "scale": scales[name]} for name, p in named if name not in matrix],
-                                 lr=args.lr, betas=(0.9, 0.99), foreach=True)
-    orthogonal = Orthogonal([dict(named)[name] for name in matrix])
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        if "momentum" in state:
-            optimiser.load_state_dict(state["optimiser"])
-            orthogonal.buffers = state["momentum"]
-        begin, step, hours = state["begin"], state["step"], state["hours"]
-        rng = np.random.default_rng([args.seed, step])
-    else:
-        # The statistics are measured once and held: a picture is then treated alike in training and in use,
-        # whatever else is in the batch.
-        FlatResponse.clear(model)
-        calibrate(model, (draw(4, 96)[0] for _ in range(8)))
-    model.eval()
-    flat = FlatResponse(model)
-    average = deepcopy(model)
-    if checkpoint.exists():
-        average.load_state_dict(state["average"])
-    end = args.end if args.end else begin + args.minutes * 60
-    windows = dict(np.load(args.validation)) if args.validation else {}
-    last_save = last_check = time.time()
-    last_tick, seen = time.time(), []
+    flat = run.start(draw(4, STAGES[0][2])[0].to(run.device) for _ in range(8))
+    rng = np.random.default_rng([args.seed, run.step])
+    end = args.end if args.end else run.begin + args.minutes * 60
+    saved = checked = time.time()
+    seen = []
 
-    def save(final=False):
-        nonlocal hours, last_tick
-        hours += (time.time() - last_tick) / 3600
-        last_tick = time.time()
-        part = checkpoint.with_suffix(".part")
-        torch.save({"model": model.state_dict(), "average": average.state_dict(), "step": step, "hours": hours,
-                    "optimiser": optimiser.state_dict(), "momentum": orthogonal.buffers, "begin": begin}, part)
-        os.replace(part, checkpoint)
-        if args.weights and step >= args.ship_after:
-            training = {"steps": step, "loss": "charbonnier, epsilon 0.02 to 0.002", "learning_rate": f"Adam {args.lr:g}, cosine",
-                        "batches": "4x64x64, then 2x96x96", "batch_norm": "statistics held from the start",
-                        "weights": "exponential moving average", "hours": round(hours, 2), "device": args.device_name}
-            save_weights(average, args.weights, {"trained_on": TRAINED_ON, "training": json.dumps(training),
-                                                 "scores": json.dumps(scores)})
+    def check(label):
+        run.scores = validate(run.average, windows, run.device)
+        print(f"{now()} {label} {run.step} validation {json.dumps(run.scores)}", flush=True)
 
-    scores = {}
-    while True:
-        now = time.time()
-        share = (now - begin) / max(end - begin, 1.0)
-        if share >= 1 or args.steps and step >= args.steps:
-            break
-        count, size = [stage[1:] for stage in STAGES if share >= stage[0]][-1]
-        count *= args.batch
-        rate = args.lr * min(1.0, (step + 1) / 40) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
-        for group in optimiser.param_groups:
-            group["lr"] = rate * group["scale"]
-        blurred, sharp = draw(count, size)
-        optimiser.zero_grad(set_to_none=True)
-        # Edges first; later small errors count too, which keeps sharp pictures exactly sharp.
-        epsilon = 0.02 * 0.1 ** min(share, 1.0)
-        middle = blurred.shape[1] // 2
-        before = charbonnier(blurred[:, middle:middle + 1], sharp, epsilon)
-        # Relative to the blur that is there, lest the few hopeless windows drown the many that can be helped.
-        loss = (charbonnier(model(blurred), sharp, epsilon) / (before + 0.03)).mean()
-        loss.backward()
-        flat.project_gradients()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip)
-        optimiser.step()
-        orthogonal.step([args.orthogonal * rate * scales[name] for name in matrix])
-        flat.restore()
-        step += 1
-        with torch.no_grad():
-            decay = min(args.decay, (1 + step) / (10 + step))
-            for a, b in zip(average.parameters(), model.parameters()):
-                a.lerp_(b, 1 - decay)
-            seen.append((float(loss), float((before / (before + 0.03)).mean()), float(norm)))
-        if step % 10 == 0:
-            mean = np.mean(seen[-25:], 0)
-            print(f"{time.strftime('%H:%M:%S')} step {step} share {share:.3f} lr {rate:.2e} loss {mean[0]:.5f} "
-                  f"of {mean[1]:.5f} (x{mean[0] / mean[1]:.4f}, x{np.mean(seen[-100:], 0)[0] / np.mean(seen[-100:], 0)[1]:.4f}) "
-                  f"norm {mean[2]:.4f} {len(source)} windows", flush=True)
-        if now - last_check > args.check_minutes * 60 and windows:
-            scores = validate(average, windows, device)
-            print(f"{time.strftime('%H:%M:%S')} step {step} validation {json.dumps(scores)}", flush=True)
-            last_check = time.time()
-            source.refresh()
-        if now - last_save > args.save_minutes * 60:
-            save()
-            last_save = time.time()
+    with ThreadPoolExecutor(1) as ahead:  # the next batch is cut while this one is learned from
+        coming = ahead.submit(draw, STAGES[0][1] * args.batch, STAGES[0][2])
+        while (share := (time.time() - run.begin) / max(end - run.begin, 1.0)) < 1 and run.step != args.steps:
+            blurred, sharp = (a.to(run.device) for a in coming.result())
+            _, count, size = [stage for stage in STAGES if share >= stage[0]][-1]
+            coming = ahead.submit(draw, count * args.batch, size)
+            seen = seen[-99:] + [run.advance(blurred, sharp, flat, share)]
+            if run.step % args.log_every == 0:
+                loss, before, norm = np.mean(seen, 0)
+                print(f"{now()} step {run.step} share {share:.3f} loss {loss:.5f} of {before:.5f} "
+                      f"(x{loss / before:.4f}) gradient {norm:.3f}, {len(source)} windows", flush=True)
+            if time.time() - checked > args.check_minutes * 60:
+                if windows:
+                    check("step")
+                source.refresh()
+                checked = time.time()
+            if time.time() - saved > args.save_minutes * 60:
+                run.save()
+                saved = time.time()
     if windows:
-        scores = validate(average, windows, device)
-        print(f"end: step {step} validation {json.dumps(scores)}", flush=True)
-    save(final=True)
+        check("end, step")
+    run.save()
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     p = commands.add_parser("pool", help="make blurred windows from sharp clips")
     p.add_argument("--source", required=True)
@@ -311,23 +201,23 @@ def main():
     t.add_argument("--run", required=True, help="folder of the checkpoint")
     t.add_argument("--minutes", type=float, default=90.0, help="from the first start of the run")
     t.add_argument("--end", type=float, help="when to end instead, in seconds since 1970")
-    t.add_argument("--steps", type=int, help="end after so many steps at the latest")
+    t.add_argument("--steps", type=int, default=-1, help="end after so many steps at the latest")
     t.add_argument("--batch", type=int, default=1, help="times the batch that suits two CPU cores")
     t.add_argument("--lr", type=float, default=1.5e-4)
-    t.add_argument("--orthogonal", type=float, default=0.0, help="root mean square of a filter's step, of the rate")
     t.add_argument("--decay", type=float, default=0.99, help="of the moving average of the weights")
     t.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient")
     t.add_argument("--model", default="dblr_fast:DBLRNet", help="module:class")
     t.add_argument("--device", default="cpu")
-    t.add_argument("--device-name", default="CPU, 2 threads")
+    t.add_argument("--device-name", default="CPU", help="for the metadata")
     t.add_argument("--threads", type=int, default=2)
     t.add_argument("--seed", type=int, default=0)
-    t.add_argument("--validation", help=".npz of windows to score from time to time")
+    t.add_argument("--validation", help=".npz of uint8 windows (n, frames + 1, h, w) to score")
     t.add_argument("--check-minutes", type=float, default=8.0)
     t.add_argument("--save-minutes", type=float, default=4.0)
+    t.add_argument("--log-every", type=int, default=25, help="steps")
     t.add_argument("--weights", help="safetensors file to write at every save")
     t.add_argument("--ship-after", type=int, default=150, help="first step whose weights are worth writing")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.command == "pool":
         from .pool import build_pool
 

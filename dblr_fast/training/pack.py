@@ -15,7 +15,8 @@ RUN = 5  # consecutive frames of a run, enough for optical flow on both sides of
 
 
 def pack_clip(path, target, runs, height=540, quality=90):
-    """Write `runs` evenly spaced runs of RUN frames of a clip, reduced to at most `height` rows; returns the bytes."""
+    """Write `runs` evenly spaced runs of RUN frames of a clip, reduced to at most `height` rows; returns the
+    size in bytes."""
     clip = load_luma_clip(path, dtype=np.uint8)
     runs = min(runs, len(clip) // RUN)
     codes = []

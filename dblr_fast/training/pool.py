@@ -46,8 +46,8 @@ def load_source(path):
 
 
 def _choose_frame(clip, run, around, rng):
-    """An index with `around` consecutive neighbours on each side: the sharpest of three, for footage has blur of
-    its own."""
+    """An index with `around` consecutive neighbours on each side: the sharpest of three, for footage has blur
+    of its own."""
     if run <= 2 * around:
         return int(rng.integers(len(clip)))
     near = rng.integers(0, len(clip) // run) * run + rng.integers(around, run - around)
@@ -57,7 +57,8 @@ def _choose_frame(clip, run, around, rng):
 
 
 def draw_window(clip, run, rng, settings):
-    """One window from a uint8 clip (K, H, W): frame, scale and place drawn at random, textured places more often.
+    """One window from a uint8 clip (K, H, W): frame, scale and place drawn at random, places with texture
+    more often.
 
     run: so many frames in a row are consecutive (all of a video's)."""
     around = min(3, (run - 1) // 2) if rng.random() < settings.flow_share else 0
@@ -98,7 +99,8 @@ def _build_shard(path, turn, number, folder, count, settings):
     return f"pool: round {turn}, {path.name}: {count} windows"
 
 
-def build_pool(source, folder, rounds=1, first_round=0, count=40, workers=1, settings=BlurSettings(), log=print):
+def build_pool(source, folder, rounds=1, first_round=0, count=40, workers=1, settings=BlurSettings(),
+               log=print):
     """Write one shard a round and clip of `source` to `folder`; shards appear complete or not at all."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -133,8 +135,8 @@ class Pool:
         return int(self.ends[-1])
 
     def batch(self, count, size, rng):
-        """`count` random crops, flipped and turned at random -> (blurred (n, frames, s, s), sharp (n, 1, s, s)),
-        float32 in [0, 1]."""
+        """`count` random crops, flipped and turned at random -> blurred (n, frames, s, s) and sharp
+        (n, 1, s, s), float32 in [0, 1]."""
         out = []
         for index in rng.integers(0, len(self), count):
             shard = int(np.searchsorted(self.ends, index, "right"))

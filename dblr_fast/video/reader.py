@@ -27,6 +27,7 @@ class VideoReader:
     Raises Refusal when there is nothing in it that can be restored.
 
     stream: the video stream. others: all other streams, in the file's order. first: the first picture.
+    early: packets of other streams that came before it.
     total: number of frames as the file announces it, or None. damage: what was found wrong on the way; a file
     with damage has been read as far as possible.
     """
@@ -34,7 +35,7 @@ class VideoReader:
     def __init__(self, path: Path, range: str = "auto"):
         self.path, self.range, self.damage = path, range, []
         try:
-            self.container = av.open(os.fspath(path), metadata_errors="replace")
+            self.container = av.open(os.path.abspath(path), metadata_errors="replace")
         except av.FFmpegError as error:
             raise Refusal(f"{path} cannot be read as a video ({reason(error)}); it is no video file, or it "
                           "was cut off before its index was written") from None
@@ -61,8 +62,8 @@ class VideoReader:
         self.chroma_site = self._find_chroma_site()
         self._packets = self._ends = 0
         self._undecoded, self._enough = 0, False
-        self._early: list = []  # packets of other streams that come before the first frame
-        self._frames = self._decoded(self._early.append)
+        self.early: list = []
+        self._frames = self._decoded(self.early.append)
         self._first = next(self._frames, None)
         if self._first is None:
             why = f" ({self.damage[0]})" if self.damage else ""
@@ -93,9 +94,9 @@ class VideoReader:
 
         limit: frames after which the video is not decoded any more; the other streams go on to their ends.
         """
-        for packet in self._early:
+        for packet in self.early:
             on_packet(packet)
-        self._early.clear()
+        self.early.clear()
         self._on_packet = on_packet
         first, self._first = self._first, None
         shape = first.size, first.frame.format.name
@@ -131,7 +132,7 @@ class VideoReader:
                 continue
             for frame in frames:
                 frame.pts, frame.time_base = clock.stamp(frame), self.stream.time_base
-                yield VideoPicture(frame, self._is_full(frame))
+                yield VideoPicture(frame, is_full(frame, self.range))
         self._check_length()
 
     def _demuxed(self):
@@ -176,11 +177,6 @@ class VideoReader:
             if self._ends < announced - 0.5:
                 self.damage.append(f"it announces {announced:.1f} s and ends after {self._ends:.1f} s")
 
-    def _is_full(self, frame):
-        if self.range != "auto":
-            return self.range == "full"
-        return frame.format.name.startswith("yuvj") or frame.format.is_rgb or frame.color_range == 2
-
     def _find_chroma_site(self) -> str:
         """Where chroma samples lie: FFmpeg tells only in its description of the file, in verbose mode."""
         with speaking("VERBOSE"):
@@ -189,6 +185,13 @@ class VideoReader:
         found = re.findall(r"\(([^()]*)\)", line[0]) if line else []
         sites = [word for group in found for word in group.split(", ") if word in _SITES]
         return sites[0] if sites else ""
+
+
+def is_full(frame, range: str) -> bool:
+    """Whether a frame's samples have full range; unspecified means limited, but not in R, G, B and yuvj."""
+    if range != "auto":
+        return range == "full"
+    return frame.format.name.startswith("yuvj") or frame.format.is_rgb or frame.color_range == 2
 
 
 class _Clock:

@@ -7,6 +7,10 @@ import io
 import av
 
 
+# Codecs of cover pictures -> the name that files and media types of theirs end with.
+_COVERS = {"png": "png", "mjpeg": "jpeg", "bmp": "bmp", "gif": "gif", "webp": "webp"}
+
+
 class Copies:
     """All streams of a source but its video, made ready in an output container.
 
@@ -20,7 +24,7 @@ class Copies:
 
     def add(self, stream) -> None:
         """Makes a place for a stream of the source, or says why there is none."""
-        if self._is_remade(stream):
+        if self._is_remade(stream) or self._is_attached(stream):
             return
         if not self._holds(stream):
             self.warnings.append(f"stream {stream.index} ({describe(stream)}) is left out, because a file "
@@ -46,6 +50,19 @@ class Copies:
         if timecode is not None and timecode == self._source.stream.metadata.get("timecode"):
             return True
         return stream.discard == av.stream.Discard.all and bool(self._source.container.chapters())
+
+    def _is_attached(self, stream) -> bool:
+        """Matroska keeps a cover picture as an attachment, whose bytes must be there before the header."""
+        kind = _COVERS.get(getattr(stream, "name", None))
+        cover = stream.type == "video" and stream.disposition & av.stream.Disposition.attached_pic
+        if not (cover and kind and self._container.format.name == "matroska"):
+            return False
+        for packet in self._source.early:
+            if packet.stream.index == stream.index:
+                tags = {"filename": f"cover.{kind}", "mimetype": f"image/{kind}", **stream.metadata}
+                self._container.add_attachment(tags["filename"], tags["mimetype"], bytes(packet))
+                return True
+        return False
 
     def _holds(self, stream) -> bool:
         """Whether the container takes the stream: found by writing a header to memory."""

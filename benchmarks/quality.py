@@ -66,7 +66,7 @@ def main():
     parser.add_argument("--model", default="default", help="shipped model or path of a safetensors file")
     parser.add_argument("--each", type=int, default=3, help="windows a clip and blur length")
     parser.add_argument("--pictures", type=Path, help="folder for crops before and after")
-    parser.add_argument("--record", action="store_true", help="write the scores into the model's metadata too")
+    parser.add_argument("--record", action="store_true", help="write the scores into the model file")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "quality.json")
     args = parser.parse_args()
     start = time.time()

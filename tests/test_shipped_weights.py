@@ -32,15 +32,15 @@ def restore(model, window):
 def drawing(seed, height=200, width=220):
     """Edges, lines and lettering over soft shading, smoothed as a camera would."""
     rng = np.random.default_rng(seed)
-    shading = rng.random((5, 6)).astype(np.float32)
+    shading = rng.integers(60, 200, (5, 6), dtype=np.uint8)
     picture = cv2.resize(shading, (width, height), interpolation=cv2.INTER_CUBIC)
-    picture = 0.25 + 0.5 * picture
     for _ in range(14):
         a, b = (tuple(int(v) for v in rng.integers(0, (width, height))) for _ in range(2))
-        cv2.line(picture, a, b, float(rng.random()), int(rng.integers(1, 5)), cv2.LINE_AA)
-        cv2.circle(picture, a, int(rng.integers(4, 30)), float(rng.random()), -1, cv2.LINE_AA)
-        cv2.putText(picture, "deblur", b, cv2.FONT_HERSHEY_SIMPLEX, 0.7, float(rng.random()), 1, cv2.LINE_AA)
-    return np.clip(cv2.GaussianBlur(picture, (0, 0), 0.6), 0, 1)
+        line, disc, text = (int(v) for v in rng.integers(0, 256, 3))
+        cv2.line(picture, a, b, line, int(rng.integers(1, 5)), cv2.LINE_AA)
+        cv2.circle(picture, a, int(rng.integers(4, 30)), disc, -1, cv2.LINE_AA)
+        cv2.putText(picture, "deblur", b, cv2.FONT_HERSHEY_SIMPLEX, 0.7, text, 1, cv2.LINE_AA)
+    return cv2.GaussianBlur(picture.astype(np.float32) / np.float32(255), (0, 0), 0.6)
 
 
 def test_metadata(model):

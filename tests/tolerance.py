@@ -5,8 +5,9 @@ errs on the same inputs in the same type, plus one ulp of the result's scale: ep
 Errors are the largest absolute ones over the tensor. No test carries a tolerance of its own.
 
 A float64 result is itself judged against float64. There eager's error is taken from float32 and scaled by
-the ratio of the two epsilons, for errors grow with the number of roundings, not with the type; and a third
-such error is allowed for the reference, which is then no more exact than the result.
+the ratio of the two epsilons, for errors grow with the number of roundings, not with the type, or it is the
+difference to a float64 run that sums in another order; and a third such error is allowed for the reference,
+which is then no more exact than the result.
 """
 
 import torch

@@ -195,7 +195,7 @@ def main(argv=None):
     k = commands.add_parser("pack", help="sharp clips as a few dozen MiB of JPEG, to be a --source elsewhere")
     k.add_argument("--source", required=True)
     k.add_argument("--out", default="scratch/pack")
-    k.add_argument("--runs", type=int, default=14, help="runs of five frames a clip")
+    k.add_argument("--runs", type=int, default=7, help="runs of five frames a clip")
     t = commands.add_parser("train", help="train from a pool")
     t.add_argument("--pool", required=True)
     t.add_argument("--run", required=True, help="folder of the checkpoint")

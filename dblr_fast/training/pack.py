@@ -41,7 +41,7 @@ def load_packed(path):
         return np.stack([cv2.imdecode(code, cv2.IMREAD_GRAYSCALE) for code in codes]), int(pack["run"])
 
 
-def build_pack(source, folder, runs=14, log=print):
+def build_pack(source, folder, runs=7, log=print):
     """Pack every clip of a folder; returns the size of all in bytes."""
     from .pool import list_clips
 

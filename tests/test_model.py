@@ -145,17 +145,16 @@ def test_identity_is_exact(backend, arguments):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compile_training_and_evaluation(backend):
-    ours, _ = pair(**SMALL)
+    ours, specification = pair(**WIDE)
     x = torch.rand(2, 5, 12, 9)
+    eager, exact = results(copy.deepcopy(specification), x), results(specification.double(), x.double())
     with dblr_fast.use_backend(backend):
         compiled = torch.compile(copy.deepcopy(ours), fullgraph=True, backend="aot_eager")
-        plain, traced = results(ours, x), results(compiled, x)
-        for name in plain:  # compiled names carry a prefix
-            other = [v for k, v in traced.items() if k.replace("_orig_mod.", "") == name]
-            assert torch.equal(plain[name], other[0]), name
-        ours.eval(), compiled.eval()
+        traced = {name.replace("_orig_mod.", ""): t for name, t in results(compiled, x).items()}
+        assert_all_close(traced, eager, exact)
+        compiled.eval()
         with torch.no_grad():
-            torch.testing.assert_close(compiled(x), ours(x))
+            torch.testing.assert_close(compiled(x), compiled._orig_mod(x))
 
 
 def test_compile_inductor_and_dynamic_sizes():

@@ -1,0 +1,233 @@
+// Runs every op on every instruction set that this CPU has, on sizes that leave edges everywhere, for sanitizers to
+// watch. Convolutions are compared with plain loops, the rest with the portable kernels. Built by
+// DBLR_FAST_SANITIZE=address,undefined (see setup.py); precision is judged by the Python tests.
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "fingerprint.h"
+#include "network.h"
+#include "ops.h"
+
+using namespace dblr;
+
+namespace {
+
+int failures = 0;
+
+void expect(bool right, const std::string& what) {
+  if (right) return;
+  failures++;
+  std::printf("FAILED: %s\n", what.c_str());
+}
+
+// Random memory of exactly the size asked for, so that a sanitizer sees one element too many.
+template <class T> class Memory {
+ public:
+  T* random(Index count, double scale = 1) {
+    std::vector<T> v(count);
+    for (T& x : v) x = static_cast<T>(scale * (static_cast<double>(engine_() % 20001) / 10000 - 1));
+    return keep(std::move(v));
+  }
+  T* positive(Index count) {
+    T* p = random(count);
+    for (Index i = 0; i < count; i++) p[i] = std::abs(p[i]) + T(0.5);
+    return p;
+  }
+  T* poisoned(Index count) { return keep(std::vector<T>(count, static_cast<T>(NAN))); }
+  Map<T> map(Index n, Index c, Index h, Index w, bool filled) {
+    const Index count = n * c * h * w;
+    return {filled ? random(count) : poisoned(count), n, c, h, w, h * w * c, 1, w * c, c};
+  }
+  // All that was left unfilled, in order: the results.
+  std::vector<T> results() const {
+    std::vector<T> all;
+    for (std::size_t i = 0; i < kept_.size(); i++) {
+      if (result_[i]) all.insert(all.end(), kept_[i].begin(), kept_[i].end());
+    }
+    return all;
+  }
+
+ private:
+  T* keep(std::vector<T> v) {
+    result_.push_back(!v.empty() && std::isnan(v[0]));
+    kept_.push_back(std::move(v));
+    return kept_.back().data();
+  }
+  std::mt19937 engine_{1};
+  std::vector<std::vector<T>> kept_;
+  std::vector<bool> result_;
+};
+
+template <class T> void plain_convolution(int threads, Index n, Index h, Index w, Index in, Index out) {
+  Memory<T> m;
+  const Map<T> x = m.map(n, in, h, w, true), y = m.map(n, out, h, w, false);
+  const T *weight = m.random(out * in * 9), *bias = m.random(out);
+  const Run<T> run(threads);
+  const Weights<T> packed(run, forward_filter(weight, out, in), bias);
+  Convolution<T> c;
+  c.source = copy_of(constant(x));
+  c.weights = &packed;
+  c.region = whole(h, w);
+  c.out = y;
+  convolve(run, c);
+  double worst = 0;
+  for (Index i = 0; i < n * h * w * out; i++) {
+    const Index o = i % out, px = i / out % w, py = i / out / w % h, pn = i / out / w / h;
+    double sum = bias[o];
+    for (Index tap = 0; tap < 9; tap++) {
+      const Index sy = py + tap / 3 - 1, sx = px + tap % 3 - 1;
+      if (sy < 0 || sy >= h || sx < 0 || sx >= w) continue;
+      for (Index k = 0; k < in; k++) {
+        sum += static_cast<double>(x.data[((pn * h + sy) * w + sx) * in + k]) * weight[(o * in + k) * 9 + tap];
+      }
+    }
+    worst = std::max(worst, std::abs(sum - y.data[i]));
+  }
+  expect(worst < 1e-4, "convolution " + isa() + " " + std::to_string(in) + " -> " + std::to_string(out));
+}
+
+template <class T> ConvNorm<T> conv_norm(Memory<T>& m, Index out, Index in, bool training, T* mean, T* var) {
+  return {m.random(out * in * 9, 0.2),
+          {training ? nullptr : m.random(out), m.random(out), m.random(out), mean, var, 1e-5}};
+}
+template <class T> ConvNormGradient<T> gradient(Memory<T>& m, Index out, Index in) {
+  return {m.poisoned(out * in * 9), m.poisoned(out), m.poisoned(out), m.poisoned(out)};
+}
+
+template <class T>
+std::vector<T> normed_ops(int threads, Index n, Index h, Index w, Index in, Index out, bool training) {
+  Memory<T> m;
+  const auto statistics = [&](Index c) { return training ? m.poisoned(c) : m.positive(c); };
+  const Map<T> x = m.map(n, in, h, w, true), grad = m.map(n, out, h, w, true), back = m.map(n, in, h, w, true);
+  T *mean = statistics(out), *var = statistics(out), *mean2 = statistics(in), *var2 = statistics(in);
+  const ConvNorm<T> first = conv_norm(m, out, in, training, mean, var);
+  const ConvNorm<T> second = conv_norm(m, in, out, training, mean2, var2);
+  const Map<T> y = m.map(n, out, h, w, false), z = m.map(n, out, h, w, false), z2 = m.map(n, in, h, w, false);
+  const Map<T> dx = m.map(n, in, h, w, false), scratch = m.map(n, out, h, w, false), yb = m.map(n, in, h, w, false);
+  conv_bn_act<T>(threads, constant(x), first, constant(grad), y, {}, mean, var, true, training);
+  conv_bn_act<T>(threads, constant(x), first, {}, y, z, mean, var, true, training);
+  conv_bn_act_backward<T>(threads, constant(grad), constant(x), first, constant(z), dx, gradient(m, out, in), true,
+                          training);
+  residual_block<T>(threads, constant(x), first, second, yb, scratch, {}, false, mean, var, mean2, var2, training);
+  residual_block<T>(threads, constant(x), first, second, yb, z, z2, true, mean, var, mean2, var2, training);
+  residual_block_backward<T>(threads, constant(back), constant(x), first, constant(z), second, constant(z2), scratch,
+                             dx, gradient(m, out, in), gradient(m, in, out), training);
+  return m.results();
+}
+
+template <class T> std::vector<T> ends(int threads, Index n, Index h, Index w) {
+  const Index frames = 5, middle = 13, width = 19, tail = 37;
+  Memory<T> m;
+  const Run<T> run(threads);
+  const ConvPair<T> s = {m.random(middle * frames * 9, 0.2), m.random(middle), m.random(width * middle * 9, 0.2),
+                         m.random(width), frames, middle, width};
+  const Map<T> x = m.map(n, frames, h, w, true), y = m.map(n, width, h, w, false), dx = m.map(n, frames, h, w, false);
+  const Map<T> grad = m.map(n, width, h, w, true), thin = m.map(n, 1, h, w, true), out = m.map(n, 1, h, w, false);
+  {
+    const Weights<T> first(run, forward_filter(s.w1, middle, frames), s.b1);
+    const Weights<T> second(run, forward_filter(s.w2, width, middle), s.b2);
+    stem<T>(run, constant(x), first, second, whole(h, w), y);
+  }
+  stem_backward<T>(threads, constant(grad), constant(x), constant(y), s, dx, m.poisoned(middle * frames * 9),
+                   m.poisoned(middle), m.poisoned(width * middle * 9), m.poisoned(width));
+  const ConvPair<T> t = {m.random(tail * width * 9, 0.1), m.random(tail), m.random(tail * tail * 9, 0.1),
+                         m.random(tail), width, tail, tail};
+  const T* w3 = m.random(tail * 9, 0.1);
+  const Map<T> h1 = m.map(n, tail, h, w, false), h2 = m.map(n, tail, h, w, false);
+  const Map<T> d1 = m.map(n, tail, h, w, false), d2 = m.map(n, tail, h, w, false), back = m.map(n, width, h, w, false);
+  const Map<T> taps = {m.poisoned(n * 9 * h * w), n, 9, h, w, 9 * h * w, h * w, w, 1};
+  const Weights<T> first(run, forward_filter(t.w1, tail, width), t.b1), second(run, forward_filter(t.w2, tail, tail), t.b2);
+  const Weights<T> last(run, tap_filter(w3, tail));
+  reconstruct<T>(run, constant(y), {&first, &second, &last, T(0.5)}, whole(h, w), taps, out, {}, {});
+  reconstruct<T>(run, constant(y), {&first, &second, &last, T(0.5)}, whole(h, w), taps, out, h1, h2);
+  reconstruct_backward<T>(threads, constant(thin), constant(y), constant(h1), constant(h2), t, w3, d1, d2, back,
+                          m.poisoned(tail * width * 9), m.poisoned(tail), m.poisoned(tail * tail * 9),
+                          m.poisoned(tail), m.poisoned(tail * 9), m.poisoned(1));
+  return m.results();
+}
+
+std::vector<float> network(int threads, Index h, Index w) {
+  const Index frames = 5, middle = 6, width = 8, tail = 12;
+  Memory<float> m;
+  const ConvPair<float> head = {m.random(middle * frames * 9, 0.3), m.random(middle), m.random(width * middle * 9, 0.3),
+                                m.random(width), frames, middle, width};
+  std::vector<Network::Layer> body;
+  for (int i = 0; i < 4; i++) body.push_back({m.random(width * width * 9, 0.2), m.random(width)});
+  const ConvPair<float> end = {m.random(tail * width * 9, 0.2), m.random(tail), m.random(tail * tail * 9, 0.2),
+                               m.random(tail), width, tail, tail};
+  const Network net(threads, {frames, middle, width, tail}, head, body, end, m.random(tail * 9), 0.5f, true);
+  const Map<float> x = m.map(1, frames, h, w, true), y = m.map(1, 1, h, w, false), part = m.map(1, 1, h, w, false);
+  const auto run = [&](const Rect& valid, const Map<float>& to) {
+    std::vector<float> workspace(net.workspace_bytes(h, w, valid) / sizeof(float), NAN);
+    net.run(threads, constant(x), valid, workspace.data(), to);
+  };
+  run(whole(h, w), y);
+  for (const Rect& r : {Rect{0, h, 0, w}, Rect{0, 1, 0, 1}, Rect{h - 1, h, w - 1, w}, Rect{h / 3, h / 2 + 1, w / 4, w}}) {
+    run(r, part);
+    for (Index i = r.y0; i < r.y1; i++) {
+      for (Index j = r.x0; j < r.x1; j++) {
+        if (part.data[i * w + j] != y.data[i * w + j]) return expect(false, "network on a part"), m.results();
+      }
+    }
+  }
+  return m.results();
+}
+
+template <class T> double distance(const std::vector<T>& a, const std::vector<T>& b) {
+  if (a.size() != b.size()) return INFINITY;
+  double worst = 0, scale = 1;
+  for (std::size_t i = 0; i < a.size(); i++) {
+    worst = std::max(worst, std::isfinite(a[i]) ? std::abs(static_cast<double>(a[i]) - b[i]) : INFINITY);
+    scale = std::max(scale, std::abs(static_cast<double>(b[i])));
+  }
+  return worst / scale;
+}
+
+template <class T> void all(const std::string& name, int threads, Index n, Index h, Index w) {
+  using Op = std::function<std::vector<T>()>;
+  std::vector<Op> ops = {[&] { return normed_ops<T>(threads, n, h, w, 5, 19, false); },
+                         [&] { return normed_ops<T>(threads, n, h, w, 16, 33, true); },
+                         [&] { return ends<T>(threads, n, h, w); }};
+  if (sizeof(T) == 4) ops.push_back([&] {
+    const std::vector<float> r = network(threads, h, w);
+    return std::vector<T>(r.begin(), r.end());
+  });
+  for (std::size_t i = 0; i < ops.size(); i++) {
+    set_isa("portable");
+    const std::vector<T> expected = ops[i]();
+    set_isa(name);
+    const double off = distance(ops[i](), expected);
+    // A value near zero may fall on either side of a ReLU; anything worse is not a number or far away.
+    expect(off < 0.05, name + " op " + std::to_string(i) + " off by " + std::to_string(off));
+  }
+  for (Index channels : {1, 5, 16, 33, 67}) plain_convolution<T>(threads, n, h, w, channels, 68 - channels);
+}
+
+}  // namespace
+
+int main() {
+  for (const auto& [name, reason] : isas()) {
+    if (!reason.empty()) {
+      std::printf("%s: left out, %s\n", name.c_str(), reason.c_str());
+      continue;
+    }
+    for (const auto& [n, h, w] : {std::array<Index, 3>{1, 1, 7}, {2, 3, 5}, {1, 19, 67}}) {
+      for (int threads : {1, 3}) {
+        all<float>(name, threads, n, h, w);
+        all<double>(name, threads, n, h, w);
+      }
+    }
+    std::printf("%s: done\n", name.c_str());
+  }
+  const std::vector<char> bytes(77, 'x');
+  for (std::size_t i = 0; i < bytes.size(); i++) fingerprint(bytes.data(), i, 0);
+  std::printf("%d failures\n", failures);
+  return failures != 0;
+}

@@ -37,3 +37,10 @@ def test_memory(tmp_path):
     run(BENCHMARKS / "memory.py", "64x48", "--json", tmp_path / "m.json")
     row, = json.loads((tmp_path / "m.json").read_text())["rows"]
     assert row["peak_mib"] >= row["before_mib"] > 0
+
+
+def test_train_step(tmp_path):
+    run(BENCHMARKS / "train_step.py", "--sizes", "1x12x12", "--repeats", "1", "--json", tmp_path / "t.json")
+    rows = json.loads((tmp_path / "t.json").read_text())["rows"]
+    assert {row["candidate"] for row in rows} == {"eager torch", "ours"}
+    assert all(row["forward_s"] > 0 and row["backward_s"] > 0 for row in rows)

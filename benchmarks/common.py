@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -44,31 +45,64 @@ def synchronize(device):
         torch.cuda.synchronize(device)
 
 
-def interleaved(candidates, repeats, device):
-    """{name: [seconds]}: every candidate once a round, so that drift of the machine hits all alike."""
+def timed(run, device):
+    """Seconds of one call: on a GPU between device events, elsewhere by the clock."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    run()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+def interleaved(candidates, repeats, device, inputs=None):
+    """{name: [seconds]}: every candidate once a round, so that drift of the machine hits all alike.
+
+    inputs: what candidates are called with in turn, so that nothing stays in cache; None: they take nothing.
+    """
     times = {name: [] for name in candidates}
-    for round_ in range(repeats + 1):
+    warm_up = 3 if device.type == "cuda" else 1
+    for round_ in range(repeats + warm_up):
         for name, run in candidates.items():
+            arguments = () if inputs is None else (inputs[round_ % len(inputs)],)
             synchronize(device)
-            start = time.perf_counter()
-            run()
-            synchronize(device)
-            if round_:  # the first is warm-up
-                times[name].append(time.perf_counter() - start)
+            seconds = timed(lambda: run(*arguments), device)
+            if round_ >= warm_up:
+                times[name].append(seconds)
     return times
 
 
-def peak_rate(device, seconds=1.0):
-    """Operations a second of torch's float32 matrix product (1024^3): the measured ceiling of direct kernels."""
-    a, b = torch.rand(1024, 1024, device=device), torch.rand(1024, 1024, device=device)
+DTYPES = {"exact": torch.float32, "fast": torch.float32, "half": torch.float16, "bf16": torch.bfloat16}
+
+
+@contextmanager
+def float32_products(device, precision):
+    """cuDNN and cuBLAS take TF32 for `fast` alone."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "fast"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def peak_rate(device, precision="exact", seconds=1.0):
+    """Operations a second of torch's matrix product on random data: the measured ceiling of direct kernels."""
+    size = 8192 if device.type == "cuda" else 1024
+    dtype = DTYPES[precision] if device.type == "cuda" else torch.float32
+    a, b = (torch.rand(size, size, device=device).sub_(0.5).to(dtype) for _ in range(2))
     best, end = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        synchronize(device)
-        start = time.perf_counter()
-        a @ b
-        synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * 1024**3 / best
+    with float32_products(device, precision):
+        while time.perf_counter() < end:
+            best = min(best, timed(lambda: a @ b, device))
+    return 2 * size**3 / best
 
 
 def spread(seconds):

@@ -1,14 +1,52 @@
 #!/usr/bin/env bash
-# On a machine with a GPU: builds, tests and measures in one go; results go to the folder given.
+# On a machine with a GPU: builds, tests, checks memory accesses and measures in one go of under nine minutes.
 #   bash benchmarks/gpu_check.sh RESULTS
+# Leaves in RESULTS: build.log, info.txt, tests.txt, sanitizer.txt, *.json and the tables as throughput.txt.
+# DBLR_FAST_CUDA_ARCHS defaults to this GPU's own, to save time.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:?usage: gpu_check.sh RESULTS_FOLDER}
 mkdir -p "$out"
-pip install --no-build-isolation --no-deps . >"$out/build.log" 2>&1 || { tail -n 30 "$out/build.log"; exit 1; }
-dblr-fast info 2>&1 | tee "$out/info.txt" || python -m dblr_fast.info | tee "$out/info.txt"
-timeout 240 pytest tests -q -x --deselect tests/test_build.py 2>&1 | tail -n 40 | tee "$out/tests.txt"
-for precision in exact fast half bf16; do
-    timeout 60 python benchmarks/throughput.py --device cuda --precision $precision --sizes 640x360 1280x720 \
-        --json "$out/cuda_$precision.json" 2>&1 | tee -a "$out/throughput.txt"
+python=${PYTHON:-python3}
+if [ -z "${DBLR_FAST_CUDA_ARCHS:-}" ]; then
+    capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d .)
+    [ "$capability" = 90 ] && capability=90a
+    export DBLR_FAST_CUDA_ARCHS=$capability
+fi
+section() { echo "== $1 ($(date +%T))"; }
+
+section build
+DBLR_FAST_CUDA=on $python -m pip install --no-build-isolation --no-deps . >"$out/build.log" 2>&1 \
+    || { tail -n 30 "$out/build.log"; exit 1; }
+cd "$out" || exit 1 # away from the checkout, whose dblr_fast is not built
+root=$OLDPWD
+$python -m dblr_fast info 2>&1 | tee info.txt
+
+# The parity of every kernel comes first: nothing below counts if it fails.
+section tests
+timeout 150 $python -m pytest "$root/tests/test_cuda_device.py" -q -x 2>&1 | tail -n 30 | tee tests.txt
+
+section "compute-sanitizer"
+for tool in memcheck racecheck; do
+    echo "-- $tool" | tee -a sanitizer.txt
+    timeout 60 compute-sanitizer --tool $tool --error-exitcode 9 $python "$root/benchmarks/gpu_smoke.py" 2>&1 \
+        | tail -n 12 | tee -a sanitizer.txt
 done
+
+section layers
+for switch in off on; do
+    DBLR_FAST_SM90=$switch timeout 40 $python "$root/benchmarks/layers.py" --json layers_sm90_$switch.json 2>&1 \
+        | tee -a throughput.txt
+done
+
+section throughput
+DBLR_FAST_SM90=on timeout 100 $python "$root/benchmarks/throughput.py" --device cuda --precision half --peers compile tensorrt \
+    --sizes 1280x720 --repeats 30 --json cuda_half_sm90.json 2>&1 | tee -a throughput.txt
+for precision in half bf16 fast exact; do
+    timeout 40 $python "$root/benchmarks/throughput.py" --device cuda --precision $precision \
+        --sizes 640x360 1280x720 --repeats 15 --json cuda_$precision.json 2>&1 | tee -a throughput.txt
+done
+
+section "training step"
+timeout 60 $python "$root/benchmarks/train_step.py" --device cuda --autocast half --repeats 20 --json cuda_train.json 2>&1 \
+    | tee -a throughput.txt

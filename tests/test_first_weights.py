@@ -11,10 +11,10 @@ cv2 = pytest.importorskip("cv2", reason="training needs OpenCV: pip install open
 
 import dblr_fast
 from dblr_fast.checkpoint import read_metadata
-from dblr_fast.initialization import identity_
 from dblr_fast.training import first_weights
 from dblr_fast.training.pool import Pool
-from dblr_fast.training.recipe import FlatResponse, calibrate, charbonnier
+from dblr_fast.training.recipe import (ALL, FlatResponse, Muon, calibrate, charbonnier, optimisers,
+                                       orthogonal, restore, start_)
 
 
 class SmallNet(dblr_fast.DBLRNet):
@@ -71,12 +71,11 @@ def test_empty_folders_are_refused(tmp_path):
 
 
 def test_train_resume_and_ship(pool, tmp_path, monkeypatch):
-    monkeypatch.setattr(first_weights, "STAGES", ((0.0, 2, 48),))
     monkeypatch.setattr(sys.modules[__name__], "SmallNet", SmallNet)
     validation = tmp_path / "validation.npz"
     np.savez(validation, all=Pool(pool).shards[0][:2, :, :64, :64])
     command = ["train", "--pool", str(pool), "--run", str(tmp_path / "run"), "--minutes", "60",
-               "--ship-after", "0", "--model", f"{__name__}:SmallNet",
+               "--stages", "0:1:2x48", "--ship-after", "0", "--model", f"{__name__}:SmallNet",
                "--weights", str(tmp_path / "w.safetensors"),
                "--validation", str(validation)]
     first_weights.main([*command, "--steps", "3"])
@@ -85,34 +84,99 @@ def test_train_resume_and_ship(pool, tmp_path, monkeypatch):
     first_weights.main([*command, "--steps", "5"])
     second = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert second["step"] == 5 and second["begin"] == first["begin"]
-    assert not torch.equal(first["model"]["conv35.weight"], second["model"]["conv35.weight"])
+    assert not torch.equal(first["model"]["conv31.conv.weight"], second["model"]["conv31.conv.weight"])
+    for name in ("conv35.weight", "blocks.1.first.conv.weight"):  # take no part yet
+        assert torch.equal(first["model"][name], second["model"][name])
     for name, value in first["model"].items():
         if "running" in name:
             assert torch.equal(value, second["model"][name])
     model = dblr_fast.load_model(tmp_path / "w.safetensors")
-    assert torch.equal(model.conv35.weight, second["average"]["conv35.weight"])
+    assert torch.equal(model.conv31.conv.weight, second["average"]["conv31.conv.weight"])
     metadata = read_metadata(tmp_path / "w.safetensors")
     assert json.loads(metadata["training"])["steps"] == 5 and "all" in json.loads(metadata["scores"])
 
 
-def test_brightness_is_held():
+def started(depth=1):
+    """A small network as training starts it, its statistics, and a batch to learn from."""
     torch.manual_seed(0)
-    model = identity_(SmallNet())
-    FlatResponse.clear(model)
-    calibrate(model, [torch.rand(2, 5, 32, 32)])
-    flat = FlatResponse(model)
-    optimiser = torch.optim.SGD([p for n, p in model.named_parameters() if not n.endswith("bias")], lr=0.02)
+    model = start_(SmallNet(), depth)
     x = torch.rand(2, 5, 32, 32)
-    for _ in range(4):
-        optimiser.zero_grad()
-        charbonnier(model(x), x[:, 1:2], 0.01, border=4).mean().backward()
+    calibrate(model, [x, torch.rand(2, 5, 32, 32)])
+    return model, x
+
+
+def learn(model, x, depth, steps=6):
+    flat, steppers = FlatResponse(model), optimisers(model, 1e-3, 0.01)
+    for _ in range(steps):
+        charbonnier(restore(model, x, depth), x[:, 1:2], 0.01, border=4).mean().backward()
         flat.project_gradients()
-        optimiser.step()
+        for stepper in steppers:
+            stepper.step()
         flat.restore()
-    assert float((model(x) - x[:, 2:3]).detach().abs().max()) > 1e-4  # it has learned something,
-    grey = torch.full((1, 5, 32, 32), 0.5)
-    inside = (slice(None), slice(None), slice(13, -13), slice(13, -13))
-    assert float((model(grey) - 0.5)[inside].detach().abs().max()) < 2e-3  # and grey stays grey
+        for stepper in steppers:
+            stepper.zero_grad(set_to_none=True)
+
+
+@torch.no_grad()
+def test_training_starts_from_the_identity():
+    for depth in (0, 1, 2):
+        model, x = started(depth)
+        for part in (depth, ALL):
+            assert torch.equal(restore(model, x, part), x[:, 2:3])
+
+
+@pytest.mark.parametrize("tail_skip", [True, False])
+def test_the_whole_network_is_what_was_trained(tail_skip):
+    torch.manual_seed(0)
+    model = start_(dblr_fast.DBLRNet(width=8, blocks=3, tail_skip=tail_skip), 1)
+    x = torch.rand(2, 5, 32, 32)
+    calibrate(model, [x])
+    learn(model, x, 1)
+    learn(model, x, 2)
+    with torch.no_grad():
+        part = restore(model, x, 2)
+        assert float((part - x[:, 2:3]).abs().max()) > 1e-3
+        assert torch.allclose(restore(model, x), part.clamp(min=0), rtol=0, atol=1e-6)
+    before = [p.detach().clone() for p in (model.blocks[2].second.bn.weight, model.conv34.weight)]
+    learn(model, x, ALL)
+    for p, old in zip((model.blocks[2].second.bn.weight, model.conv34.weight), before):
+        assert not torch.equal(p, old)
+
+
+@pytest.mark.parametrize("depth", [1, ALL])
+@torch.no_grad()
+def test_brightness_is_held(depth):
+    model, x = started()
+    with torch.enable_grad():
+        learn(model, x, depth)
+    assert float((restore(model, x, depth) - x[:, 2:3]).abs().max()) > 1e-4  # it has learned something,
+    inside = (slice(None), slice(None), slice(20, -20), slice(20, -20))
+    change = [(restore(model, torch.full((1, 5, 48, 48), level), depth) - level)[inside]
+              for level in (0.25, 0.75)]
+    assert float((change[0] - change[1]).abs().max()) < 1e-4  # and treats dark and bright alike
+
+
+def test_steps_of_kernels_are_orthogonal():
+    torch.manual_seed(0)
+    for shape in ((3, 8, 72), (2, 72, 8)):
+        values = torch.linalg.svdvals(orthogonal(torch.randn(shape)))
+        assert 0.6 < float(values.min()) and float(values.max()) < 1.3
+    kernel = torch.nn.Parameter(torch.randn(4, 3, 3, 3))
+    before = kernel.detach().clone()
+    kernel.grad = torch.randn(4, 3, 3, 3)
+    kernel.grad -= FlatResponse.mean(kernel.grad)
+    kernel.grad[0] = 0
+    Muon([kernel], lr=0.1).step()
+    step = kernel.detach() - before
+    assert 0.06 < float(torch.linalg.matrix_norm(step.flatten(1), 2)) < 0.13
+    # What the gradient leaves alone the step leaves alone.
+    assert float(FlatResponse.mean(step).abs().max()) < 1e-6 and float(step[0].abs().max()) < 1e-6
+
+
+def test_stages():
+    assert first_weights.parse_stages("0:2:4x64,0.5:whole:2x96") == [(0.0, 2, 4, 64), (0.5, ALL, 2, 96)]
+    with pytest.raises(ValueError, match="order"):
+        first_weights.parse_stages("0.5:2:4x64")
 
 
 def test_calibration_measures_what_evaluation_then_uses():

@@ -6,13 +6,14 @@
 
 CLIPS is a folder of video files, of folders of pictures, or of packed clips. `train` goes on from
 RUN/checkpoint.pt when there is one. The learning rate follows the wall clock, so that training ends on time
-however fast the machine is, and a pause costs steps, not the schedule. On a GPU: --device cuda --batch 8.
+however fast the machine is, and a pause costs steps, not the schedule. At first only some residual blocks
+take part; those after them and L33 to L35 pass the picture on exactly, which makes steps cheap (--stages).
+On a GPU: --device cuda --batch 8 --stages 0:14:4x64,0.5:whole:4x64,0.8:whole:2x112.
 """
 
 import argparse
 import importlib
 import json
-import math
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -22,12 +23,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..initialization import identity_
-from .recipe import FlatResponse, calibrate, charbonnier, learning_rates
+from .recipe import ALL, FlatResponse, calibrate, charbonnier, optimisers, restore, start_
 
-# Share of the time at which a batch (windows, side) takes over: small crops are many, large ones have room
-# for long blurs and fewer zeros at their borders.
-STAGES = ((0.0, 3, 80), (0.6, 2, 104))
+# From a share of the time on, so many blocks learn from so many windows of a side. Small crops are many, large
+# ones have room for long blurs and fewer zeros at their borders.
+STAGES = "0:4:4x64,0.25:6:4x64,0.75:6:2x96"
 TRAINED_ON = ("synthetic motion blur (random camera trajectories, optical flow for objects, several response "
               "curves) on 12 sharp clips from public repositories under Apache-2.0, BSD-3 and MIT licences")
 
@@ -36,27 +36,38 @@ def now():
     return time.strftime("%H:%M:%S")
 
 
+def parse_stages(text):
+    """"share:blocks:windows x side,..." -> [(share, depth, windows, side)]; blocks may be "whole"."""
+    stages = []
+    for stage in text.split(","):
+        share, depth, batch = stage.split(":")
+        stages.append((float(share), ALL if depth == "whole" else int(depth), *map(int, batch.split("x"))))
+    if stages != sorted(stages, key=lambda stage: stage[0]) or stages[0][0] != 0:
+        raise ValueError(f"expected stages in the order of their shares, the first at 0, got {text}")
+    return stages
+
+
 def load_class(name):
     module, _, attribute = name.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
 @torch.no_grad()
-def validate(model, windows, device):
+def validate(model, windows, device, depth=ALL):
     """windows: {name: uint8 (n, frames + 1, h, w)} -> {name: [mean PSNR of the input, restored]}."""
     from ..evaluation import psnr
 
     out = {}
     for name, shard in windows.items():
         x = torch.from_numpy(shard).to(device).float() / 255
-        restored = torch.cat([model(one[None, :-1]) for one in x])[:, 0]
+        restored = torch.cat([restore(model, one[None, :-1], depth) for one in x])[:, 0].clamp(0, 1)
         centre = x[:, (x.shape[1] - 1) // 2]
         out[name] = [round(float(psnr(p, x[:, -1]).clamp(max=99).mean()), 3) for p in (centre, restored)]
     return out
 
 
 class Run:
-    """State of a training: the model, its moving average, the optimiser, and where they are in time."""
+    """State of a training: the model, its moving average, the optimisers, and where they are in time."""
 
     def __init__(self, args):
         self.args, self.device = args, torch.device(args.device)
@@ -64,10 +75,9 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.checkpoint = self.folder / "checkpoint.pt"
         torch.manual_seed(args.seed)
-        self.model = identity_(load_class(args.model)()).to(self.device).eval()
-        scales = learning_rates(self.model)
-        groups = [{"params": [p], "scale": scales[name]} for name, p in self.model.named_parameters()]
-        self.optimiser = torch.optim.Adam(groups, lr=args.lr, betas=(0.9, 0.99), foreach=True)
+        self.stages = parse_stages(args.stages)
+        self.model = start_(load_class(args.model)(), self.stages[0][1]).to(self.device).eval()
+        self.optimisers = optimisers(self.model, args.lr, args.lr_kernels)
         self.begin, self.step, self.hours, self.tick = time.time(), 0, 0.0, time.time()
         self.scores = {}
 
@@ -76,12 +86,12 @@ class Run:
         if self.checkpoint.exists():
             state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
             self.model.load_state_dict(state["model"])
-            self.optimiser.load_state_dict(state["optimiser"])
+            for optimiser, saved in zip(self.optimisers, state["optimisers"]):
+                optimiser.load_state_dict(saved)
             self.begin, self.step, self.hours = state["begin"], state["step"], state["hours"]
             self.average = deepcopy(self.model)
             self.average.load_state_dict(state["average"])
         else:
-            FlatResponse.clear(self.model)
             calibrate(self.model, batches)
             self.average = deepcopy(self.model)
         return FlatResponse(self.model)
@@ -92,15 +102,18 @@ class Run:
         self.tick = time.time()
         part = self.checkpoint.with_suffix(".part")
         torch.save({"model": self.model.state_dict(), "average": self.average.state_dict(), "step": self.step,
-                    "hours": self.hours, "optimiser": self.optimiser.state_dict(), "begin": self.begin}, part)
+                    "hours": self.hours, "begin": self.begin,
+                    "optimisers": [optimiser.state_dict() for optimiser in self.optimisers]}, part)
         os.replace(part, self.checkpoint)
         if self.args.weights and self.step >= self.args.ship_after:
             from ..checkpoint import save_model
 
-            training = {"steps": self.step, "loss": "charbonnier, epsilon 0.03 to 0.01",
-                        "learning_rate": f"Adam, {self.args.lr:g}, 40 steps of warm-up, cosine to the end",
-                        "batches": ", then ".join(f"{n * self.args.batch}x{s}x{s}" for _, n, s in STAGES),
-                        "start": "identity", "batch_norm": "statistics measured at the start and held",
+            training = {"steps": self.step, "loss": "charbonnier, epsilon 0.1 to 0.03, relative to the blur",
+                        "optimiser": f"Muon, {self.args.lr_kernels:g}, for kernels, Adam, {self.args.lr:g}, for "
+                                     "the rest; 40 steps of warm-up, linear fall after a third of the time",
+                        "stages": self.args.stages, "batch": self.args.batch,
+                        "start": "identity, awake beside the picture's channel",
+                        "batch_norm": "statistics measured at the start and held",
                         "weights": f"moving average, {self.args.decay:g}", "hours": round(self.hours, 2),
                         "device": self.args.device_name}
             save_model(self.average, self.args.weights, {
@@ -108,32 +121,39 @@ class Run:
                 "trained_on": TRAINED_ON, "training": json.dumps(training),
                 "scores": json.dumps(self.scores)})
 
+    def stage(self, share):
+        return [stage for stage in self.stages if share >= stage[0]][-1]
+
     def advance(self, blurred, sharp, flat, share):
-        """One step of Adam; returns (loss, loss of the centre frame as it is, norm of the gradient)."""
+        """One step; returns (loss, loss of the centre frame as it is, norm of the gradient) as a tensor."""
         args = self.args
-        cosine = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share))
-        rate = args.lr * min(1.0, (self.step + 1) / 40) * cosine
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate * group["scale"]
-        # Edges first; later small errors count more, which keeps sharp pictures sharp.
-        epsilon = 0.03 * 0.3 ** min(share, 1.0)
+        rate = min(1.0, (self.step + 1) / 40, max(1.0 - share, 0.01) * 1.5)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate * group["rate"]
+        # Nearly the squared error at first: the absolute one rewards a change only where it is right more often
+        # than wrong, and a network that cannot tell directions yet would hardly move.
+        epsilon = 0.1 * 0.3 ** min(share, 1.0)
         middle = blurred.shape[1] // 2
         before = charbonnier(blurred[:, middle:middle + 1], sharp, epsilon)
-        # Partly relative to the blur that is there, lest the few hopeless windows drown the others.
-        weight = 1 / (before + 0.1)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss = (charbonnier(self.model(blurred), sharp, epsilon) * weight).mean()
+        # Relative to the blur that is there, lest the few hopeless windows drown the others.
+        weight = 1 / (before + 0.02)
+        restored = restore(self.model, blurred, self.stage(share)[1])
+        loss = (charbonnier(restored, sharp, epsilon) * weight).mean()
         loss.backward()
         flat.project_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), args.clip)
-        self.optimiser.step()
+        for optimiser in self.optimisers:
+            optimiser.step()
         flat.restore()
+        for optimiser in self.optimisers:
+            optimiser.zero_grad(set_to_none=True)
         self.step += 1
         decay = min(args.decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             for a, b in zip(self.average.parameters(), self.model.parameters()):
                 a.lerp_(b, 1 - decay)
-        return float(loss.detach()), float((before * weight).mean()), float(norm)
+        return torch.stack([loss.detach(), (before * weight).mean(), norm])
 
 
 def train(args):
@@ -147,37 +167,37 @@ def train(args):
     def draw(count, size):
         return [torch.from_numpy(a) for a in source.batch(count, size, rng)]
 
-    flat = run.start(draw(4, STAGES[0][2])[0].to(run.device) for _ in range(8))
+    flat = run.start(draw(4, run.stages[0][3])[0].to(run.device) for _ in range(8))
     rng = np.random.default_rng([args.seed, run.step])
     end = args.end if args.end else run.begin + args.minutes * 60
     saved = checked = time.time()
     seen = []
 
-    def check(label):
-        run.scores = validate(run.average, windows, run.device)
+    def check(label, depth):
+        run.scores = validate(run.average, windows, run.device, depth)
         print(f"{now()} {label} {run.step} validation {json.dumps(run.scores)}", flush=True)
 
     with ThreadPoolExecutor(1) as ahead:  # the next batch is cut while this one is learned from
-        coming = ahead.submit(draw, STAGES[0][1] * args.batch, STAGES[0][2])
+        coming = ahead.submit(draw, run.stages[0][2] * args.batch, run.stages[0][3])
         while (share := (time.time() - run.begin) / max(end - run.begin, 1.0)) < 1 and run.step != args.steps:
             blurred, sharp = (a.to(run.device) for a in coming.result())
-            _, count, size = [stage for stage in STAGES if share >= stage[0]][-1]
+            _, depth, count, size = run.stage(share)
             coming = ahead.submit(draw, count * args.batch, size)
             seen = seen[-99:] + [run.advance(blurred, sharp, flat, share)]
             if run.step % args.log_every == 0:
-                loss, before, norm = np.mean(seen, 0)
+                loss, before, norm = torch.stack(seen).mean(0).tolist()
                 print(f"{now()} step {run.step} share {share:.3f} loss {loss:.5f} of {before:.5f} "
                       f"(x{loss / before:.4f}) gradient {norm:.3f}, {len(source)} windows", flush=True)
             if time.time() - checked > args.check_minutes * 60:
                 if windows:
-                    check("step")
+                    check("step", depth)
                 source.refresh()
                 checked = time.time()
             if time.time() - saved > args.save_minutes * 60:
                 run.save()
                 saved = time.time()
     if windows:
-        check("end, step")
+        check("end, step", ALL)
     run.save()
 
 
@@ -202,14 +222,16 @@ def main(argv=None):
     t.add_argument("--minutes", type=float, default=90.0, help="from the first start of the run")
     t.add_argument("--end", type=float, help="when to end instead, in seconds since 1970")
     t.add_argument("--steps", type=int, default=-1, help="end after so many steps at the latest")
-    t.add_argument("--batch", type=int, default=1, help="times the batch that suits two CPU cores")
-    t.add_argument("--lr", type=float, default=1.5e-4)
-    t.add_argument("--decay", type=float, default=0.99, help="of the moving average of the weights")
+    t.add_argument("--batch", type=int, default=1, help="times the windows of a stage")
+    t.add_argument("--stages", default=STAGES, help="share of the time:blocks (or whole):windows x side, ...")
+    t.add_argument("--lr", type=float, default=1e-3, help="of Adam, for scales and thresholds")
+    t.add_argument("--lr-kernels", type=float, default=0.01, help="of Muon, for kernels")
+    t.add_argument("--decay", type=float, default=0.995, help="of the moving average of the weights")
     t.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient")
     t.add_argument("--model", default="dblr_fast:DBLRNet", help="module:class")
     t.add_argument("--device", default="cpu")
     t.add_argument("--device-name", default="CPU", help="for the metadata")
-    t.add_argument("--threads", type=int, default=2)
+    t.add_argument("--threads", type=int, default=1)
     t.add_argument("--seed", type=int, default=0)
     t.add_argument("--validation", help=".npz of uint8 windows (n, frames + 1, h, w) to score")
     t.add_argument("--check-minutes", type=float, default=8.0)

@@ -2,7 +2,7 @@
 
 Environment variables:
     DBLR_FAST_CUDA        auto (default): build the CUDA library when nvcc is found; on: fail without nvcc; off
-    DBLR_FAST_CUDA_ARCHS  compute capabilities to build for, e.g. "80;90a" (default "80;86;89;90a")
+    DBLR_FAST_CUDA_ARCHS  compute capabilities to build for, e.g. "80;90a" (default "80;89;90a")
     DBLR_FAST_SANITIZE    e.g. "address,undefined": also build the C++ self-test with these sanitizers
     DBLR_FAST_JOBS        compilers to run at a time (default: one a core)
 """

@@ -14,6 +14,7 @@ from .tiles import halo_of, plan
 
 # Workspace that a run may take unless the caller says otherwise; bounds memory for any picture size.
 DEFAULT_WORKSPACE = 1280 * 2**20
+DEFAULT_WORKSPACE_GPU = 2048 * 2**20  # a whole 1920x1080 picture in 16 bits
 
 
 @torch.no_grad()
@@ -38,7 +39,8 @@ class Engine:
     tile: "auto" (as few tiles as the workspace allows), "off", or the side of a square tile in pixels.
         Tiles carry the exact halo (35 pixels for Table I): tiled and whole results agree.
     device: where to run; None for the device of the model's parameters.
-    workspace: bytes that maps may take on the device; None for 1.25 GiB, and less when memory is short.
+    workspace: bytes that maps may take on the device; None for 1.25 GiB (2 GiB on a GPU), and less when memory is
+        short.
 
     Raises ValueError or RuntimeError with one sentence when a choice cannot be had.
     """
@@ -57,7 +59,9 @@ class Engine:
         name = "" if backend == "auto" else backend
         self._backend = select(self.device, requested() if name is None else name, self.precision)
         self.backend = self._backend.name
-        self.workspace = DEFAULT_WORKSPACE if workspace is None else workspace
+        if workspace is None:
+            workspace = DEFAULT_WORKSPACE if self.device.type == "cpu" else DEFAULT_WORKSPACE_GPU
+        self.workspace = workspace
         self.halo = halo_of(len(model.body()))
         self._network = self._state = None
         self._plans: dict = {}

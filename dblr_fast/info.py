@@ -21,7 +21,10 @@ def report() -> str:
                  "numpy", "av", "opencv-python-headless", "safetensors", "tyro", "rich", "triton")),
              "cpu code  " + _said(_cpu_code),
              "cuda code " + _said(_cuda_code),
-             "devices   " + _said(_devices)]
+             "devices   " + _said(_devices),
+             "kernels   " + _said(_kernels),
+             "triton    " + _said(_triton),
+             "auto      " + _said(_automatic)]
     lines += ["backends"] + [f"  {name:<8}{'on' if reason is None else 'off: ' + reason}"
                              for name, reason in _backends().items()]
     lines += ["models"] + (_models() or ["  none in this installation"])
@@ -55,6 +58,39 @@ def _devices() -> str:
     properties = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     return ", ".join(f"cuda:{i} {p.name} (sm_{p.major}{p.minor}, {p.total_memory >> 20} MiB)"
                      for i, p in enumerate(properties))
+
+
+def _kernels() -> str:
+    """What the cuda backend runs on each GPU, and why."""
+    import torch
+
+    from .backends import get
+
+    cuda, lines = get("cuda"), []
+    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        reason = cuda.unavailable(torch.device("cuda", i))
+        lines.append(f"cuda:{i} {cuda.kernels(torch.device('cuda', i)) if reason is None else 'none: ' + reason}")
+    return ", ".join(lines) or "no GPU to run CUDA kernels on"
+
+
+def _triton() -> str:
+    """Where the configurations of Triton's kernels come from."""
+    import_module("triton")
+    tuning = import_module("dblr_fast.triton_kernels.tuning")
+    if not tuning.enabled():
+        return "fixed configurations (DBLR_FAST_AUTOTUNE=off)"
+    return f"configurations are measured on first use and kept in {tuning.cache_folder()}"
+
+
+def _automatic() -> str:
+    """The backend that each device gets unless one is asked for; those before it in order say below why they are off."""
+    import torch
+
+    from .backends import select
+
+    devices = [torch.device("cpu")] + [torch.device("cuda", i) for i in range(
+        torch.cuda.device_count() if torch.cuda.is_available() else 0)]
+    return ", ".join(f"{device} takes {select(device).name}" for device in devices)
 
 
 def _backends() -> dict[str, str | None]:

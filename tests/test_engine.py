@@ -210,7 +210,7 @@ def test_choices_are_followed():
 REFUSALS = [
     (dict(precision="double"), "precision must be one of exact, fast, half, bf16; got 'double'"),
     (dict(precision="half", backend="torch"), "does not offer precision 'half' on cpu"),
-    (dict(backend="vulkan"), "backend must be one of auto, torch, cpu; got 'vulkan'"),
+    (dict(backend="vulkan"), "backend must be one of auto, torch, cpu, cuda, triton; got 'vulkan'"),
     (dict(tile=0), "tile must be 'auto', 'off' or a number of pixels of at least 1; got 0"),
     (dict(tile="big"), "tile must be 'auto', 'off' or a number"),
 ]

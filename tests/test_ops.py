@@ -203,7 +203,7 @@ def test_refusals(op, spoil, message):
 
 
 def test_unknown_backend_and_precision():
-    with pytest.raises(ValueError, match="backend must be one of auto, torch, cpu; got 'metal'"):
+    with pytest.raises(ValueError, match="backend must be one of auto, torch, cpu, cuda, triton; got 'metal'"):
         with dblr_fast.use_backend("metal"):
             pass
     with pytest.raises(ValueError, match="precision must be one of exact, fast, half, bf16; got 'best'"):

@@ -1,7 +1,8 @@
 """Which code runs an op: the registry of backends and the caller's choice among them.
 
-``torch`` is always there; ``cpu`` holds the C++ kernels. Left alone, the fastest backend that can run on a
-tensor's device is taken. A backend asked for by name is taken or refused with the reason, never replaced.
+``torch`` is always there; ``cpu`` holds the C++ kernels, ``cuda`` the CUDA ones, ``triton`` those that Triton
+compiles on first use. Left alone, the fastest backend that can run on a tensor's device is taken. A backend asked
+for by name is taken or refused with the reason, never replaced.
 The choice holds for the whole process, as ``torch.backends`` flags do, so that the threads of autograd and
 of DataParallel see it too.
 """
@@ -20,7 +21,7 @@ from .protocol import Backend, FoldedNetwork, Network
 __all__ = ["Backend", "FoldedNetwork", "Network", "backends", "get", "requested", "select", "use_backend"]
 
 # Order of preference for each type of device.
-PREFERENCE = {"cpu": ("cpu", "torch")}
+PREFERENCE = {"cpu": ("cpu", "torch"), "cuda": ("cuda", "triton", "torch")}
 DEFAULT_PREFERENCE = ("torch",)
 
 _instances: dict[str, Backend] = {}
@@ -32,12 +33,20 @@ def _create(name: str) -> Backend:
         from .torch_backend import TorchBackend
 
         return TorchBackend()
+    if name == "cuda":
+        from .cuda import CudaBackend
+
+        return CudaBackend()
+    if name == "triton":
+        from .triton_backend import TritonBackend
+
+        return TritonBackend()
     from .cpu import CpuBackend
 
     return CpuBackend()
 
 
-NAMES = ("torch", "cpu")
+NAMES = ("torch", "cpu", "cuda", "triton")
 
 
 def get(name: str) -> Backend:
@@ -88,27 +97,35 @@ def use_backend(name: str | None):
         _requested = before
 
 
-def select(device: torch.device, name: str = "", precision: str = "exact") -> Backend:
-    """The backend that runs an op on `device` at `precision`.
+def _level_refused(backend: Backend, device, precision: str, dtype: torch.dtype | None) -> str | None:
+    """Why an available backend does not compute at the precision in the dtype; None when it does."""
+    dtypes = getattr(backend, "dtypes", None)
+    if dtype is not None and dtypes is not None and dtype not in dtypes:
+        offered = ", ".join(str(t).removeprefix("torch.") for t in dtypes)
+        return f"it computes in {offered}, not in {str(dtype).removeprefix('torch.')}; convert it, or take the torch backend"
+    return backend.precisions(device).get(precision, "there is no such level")
+
+
+def select(device: torch.device, name: str = "", precision: str = "exact",
+           dtype: torch.dtype | None = None) -> Backend:
+    """The backend that runs an op on `device` at `precision`, on tensors of `dtype` where one is given.
 
     name: "" takes the first of the device's order of preference that can. Raises RuntimeError when the
-    named backend cannot run on the device, ValueError when it does not offer the precision.
+    named backend cannot run on the device, ValueError when it does not offer the precision or the dtype.
     """
     if name:
         backend = get(name)
         reason = backend.unavailable(device)
         if reason is not None:
             raise RuntimeError(f"backend {name!r} cannot run on {device}: {reason}")
-        reason = backend.precisions(device).get(precision, "there is no such level")
+        reason = _level_refused(backend, device, precision, dtype)
         if reason is not None:
             raise ValueError(f"backend {name!r} does not offer precision {precision!r} on {device}: {reason}")
         return backend
     why = []
     for candidate in PREFERENCE.get(device.type, DEFAULT_PREFERENCE):
         backend = get(candidate)
-        reason = backend.unavailable(device)
-        if reason is None:
-            reason = backend.precisions(device).get(precision, "there is no such level")
+        reason = backend.unavailable(device) or _level_refused(backend, device, precision, dtype)
         if reason is None:
             return backend
         why.append(f"{candidate}: {reason}")

@@ -134,6 +134,9 @@ class CpuBackend:
     def __init__(self):
         self._cpu, self._reason = _load()
 
+    def at(self, precision):
+        return self
+
     def unavailable(self, device=None):
         if self._reason is not None:
             return self._reason

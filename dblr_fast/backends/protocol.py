@@ -47,12 +47,16 @@ class Network(Protocol):
 
 class Backend(Protocol):
     name: str
+    dtypes: tuple[torch.dtype, ...] | None  # those of maps that it computes in; None (or left out) for all
 
     def unavailable(self, device: torch.device | None = None) -> str | None:
         """None when it can run (on that device), else one sentence saying why not and what to do."""
 
     def precisions(self, device: torch.device | None = None) -> dict[str, str | None]:
         """Each of exact, fast, half, bf16 -> None when offered (on that device), else the reason why not."""
+
+    def at(self, precision: str) -> Backend:
+        """What runs ops on float32 maps at a level of precision; the backend itself where levels change nothing."""
 
     def stem(self, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
         """See python_ref.ops.stem."""

@@ -49,6 +49,9 @@ def _statistics_dtype(t):
 class TorchBackend:
     name = "torch"
 
+    def at(self, precision):
+        return self
+
     def unavailable(self, device=None):
         return None
 

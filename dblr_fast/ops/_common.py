@@ -42,7 +42,7 @@ def choices(x: Tensor) -> tuple[str, str]:
 
 
 def backend_for(x: Tensor, name: str, level: str):
-    return select(x.device, name, level)
+    return select(x.device, name, level, x.dtype).at(level)
 
 
 def kept(t: Tensor | None, like: Tensor) -> Tensor:

@@ -1,0 +1,153 @@
+#include "conv3x3_sm90.cuh"
+
+#include <algorithm>
+#include <string>
+
+#include "conv3x3_sm90_deep.cuh"
+#include "tensor_map.h"
+
+namespace dblr {
+
+namespace {
+
+constexpr Index kMost = 1 << 30;  // of any count that kernels hold in 32 bits
+
+void require(bool right, const char* what) {
+  if (!right) throw std::invalid_argument(std::string("conv3x3_sm90: ") + what);
+}
+
+// Code for sm_90a runs on compute capability 9.0 and on nothing newer.
+void require_hopper() {
+  require_capability(90);
+  const DeviceFacts& facts = device_facts();
+  if (facts.major == 9 && facts.minor == 0) return;
+  throw DeviceError("conv3x3_sm90 runs on GPUs of compute capability 9.0 alone, this one has " +
+                    std::to_string(facts.major) + "." + std::to_string(facts.minor) + "; take conv3x3");
+}
+
+bool like(const Map& map, const Map& x, Index out) {
+  return map.kind == x.kind && map.n == x.n && map.h == x.h && map.w == x.w && map.c == out;
+}
+
+Index strips_of(const Map& x) { return (x.w + sm90::kColumns - 1) / sm90::kColumns; }
+
+// Blocks of one chunk of out channels: together they fill the GPU, none is idle.
+unsigned blocks_of_chunk(Index units, Index out_chunks) {
+  return static_cast<unsigned>(std::min(units, std::max<Index>(1, device_facts().multiprocessors / out_chunks)));
+}
+
+void wide(const Map& x, const PackedWeights90& weights, const Epilogue& e, Stream stream) {
+  sm90::Params p{};
+  const Map& first = e.add0.data ? e.add0 : e.add1;
+  p.adds = (e.add0.data != nullptr) + (e.add1.data != nullptr);
+  p.x = tensor_map(x, kChunk, sm90::kColumns + 2, 1);
+  p.y = tensor_map(e.y, kChunk, sm90::kColumns, 1);
+  if (p.adds > 0) p.add0 = tensor_map(first, kChunk, sm90::kColumns, 1);
+  if (p.adds > 1) p.add1 = tensor_map(e.add1, kChunk, sm90::kColumns, 1);
+  p.weights = static_cast<const Vector16*>(weights.data);
+  p.scale = e.scale;
+  p.shift = e.shift;
+  p.relu = e.relu;
+  p.height = static_cast<int>(x.h);
+  p.strips = static_cast<int>(strips_of(x));
+  p.units = static_cast<int>(x.n * strips_of(x) * x.h);
+  p.chunks = static_cast<int>(weights.out / kChunk);
+
+  Launch how;
+  how.x = blocks_of_chunk(p.units, p.chunks) * p.chunks;
+  how.threads = 384;
+  how.shared = sm90::kSharedBytes;
+  const auto kernel = x.kind == Kind::f16 ? sm90::conv3x3_sm90_kernel<F16> : sm90::conv3x3_sm90_kernel<BF16>;
+  launch("conv3x3_sm90", kernel, how, p, stream);
+}
+
+template <int cluster>
+void deep_in_clusters(Kind kind, const Launch& how, const sm90::DeepParams& p, Stream stream) {
+  const auto kernel = kind == Kind::f16 ? sm90::conv3x3_sm90_deep_kernel<F16, cluster>
+                                        : sm90::conv3x3_sm90_deep_kernel<BF16, cluster>;
+  launch("conv3x3_sm90_deep", kernel, how, p, stream);
+}
+
+void deep(const Map& x, const PackedWeights90& weights, const Epilogue& e, Stream stream) {
+  sm90::DeepParams p{};
+  p.x = tensor_map(x, kChunk, sm90::kColumns + 2, 1);
+  p.stored = e.y.data != nullptr;
+  if (p.stored) p.y = tensor_map(e.y, kChunk, sm90::kColumns, 1);
+  const Index lines = weights.out * weights.in / kChunk * 9;
+  p.weights = tensor_map({const_cast<void*>(weights.data), 1, 1, lines, kChunk, weights.kind}, kChunk, kChunk, 1);
+  p.scale = e.scale;
+  p.shift = e.shift;
+  p.relu = e.relu;
+  p.tap_weights = e.taps ? e.tap_weights : nullptr;
+  p.taps = e.taps;
+  p.plane = x.pixels();
+  p.h = static_cast<int>(x.h);
+  p.w = static_cast<int>(x.w);
+  p.height = static_cast<int>((x.h + sm90::kRowsOfTile - 1) / sm90::kRowsOfTile);
+  p.strips = static_cast<int>(strips_of(x));
+  p.units = static_cast<int>(x.n * strips_of(x) * p.height);
+  p.chunks = static_cast<int>(weights.out / kChunk);
+  p.chunks_in = static_cast<int>(weights.in / kChunk);
+
+  Launch how;
+  how.x = blocks_of_chunk(p.units, p.chunks) * p.chunks;
+  how.threads = 384;
+  how.shared = sm90::kDeepSharedBytes;
+  how.cluster = p.chunks % 2 == 0 ? 2 : 1;  // blocks of one share lie side by side
+  (how.cluster == 2 ? deep_in_clusters<2> : deep_in_clusters<1>)(x.kind, how, p, stream);
+}
+
+}  // namespace
+
+std::size_t conv3x3_sm90_bytes(Index out, Index in) { return static_cast<std::size_t>(out * in * 9) * 2; }
+
+PackedWeights90 pack_weights_sm90(const void* from, Kind from_kind, Index out, Index in, Kind kind, void* to,
+                                  Stream stream) {
+  require(out > 0 && in > 0 && out % kChunk == 0 && in % kChunk == 0 && kind != Kind::f32,
+          "weights must be 16-bit and both their channels multiples of 64.");
+  require_capability(80);
+  sm90::PackParams90 p{};
+  p.from = from;
+  p.kind = from_kind;
+  p.to = static_cast<Vector16*>(to);
+  p.vectors = static_cast<Index>(conv3x3_sm90_bytes(out, in) / sizeof(Vector16));
+  p.out = out;
+  p.in = in;
+  Launch how;
+  how.x = static_cast<unsigned>((p.vectors + 127) / 128);
+  const auto kernel =
+      kind == Kind::f16 ? sm90::pack_weights_sm90_kernel<F16> : sm90::pack_weights_sm90_kernel<BF16>;
+  launch("pack_weights_sm90", kernel, how, p, stream);
+  return {to, out, in, kind};
+}
+
+// Residuals only where all in channels are one chunk, tap planes only without residuals; no mask, no sums, and a
+// source that is read as it is.
+bool conv3x3_sm90_takes(const Source& source, Index out, const Epilogue& e) {
+  const Map& x = source.x;
+  const bool adds = e.add0.data || e.add1.data;
+  if (x.kind == Kind::f32 || x.c < kChunk || x.c % kChunk || out < kChunk || out % kChunk) return false;
+  if (source.scale || source.shift || source.relu || e.mask.data || e.sums != Sums::none) return false;
+  if (adds && (x.c > kChunk || e.taps || !e.y.data)) return false;
+  return (e.y.data || e.taps) && x.h < kMost && x.w < kMost && x.n * strips_of(x) * x.h < kMost;
+}
+
+void conv3x3_sm90(const Source& source, const PackedWeights90& weights, const Epilogue& epilogue, Stream stream) {
+  require_hopper();
+  const Map& x = source.x;
+  require(conv3x3_sm90_takes(source, weights.out, epilogue), "it does not compute this (see conv3x3_sm90_takes).");
+  require(x.kind == weights.kind && x.c == weights.in, "the source must have the weights' type and channels.");
+  require(!epilogue.y.data || like(epilogue.y, x, weights.out),
+          "y must have the source's type and size, and the weights' channels.");
+  require(!epilogue.add0.data || like(epilogue.add0, x, weights.out), "what is added must be like y.");
+  require(!epilogue.add1.data || like(epilogue.add1, x, weights.out), "what is added must be like y.");
+  require(!epilogue.taps || epilogue.tap_weights, "tap planes need their weights.");
+  if (x.pixels() == 0) return;
+  if (x.c == kChunk && !epilogue.taps) {
+    wide(x, weights, epilogue, stream);
+  } else {
+    deep(x, weights, epilogue, stream);
+  }
+}
+
+}  // namespace dblr

@@ -1,0 +1,79 @@
+// Starting kernels from host code, on a GPU or under the emulator (the same launchers serve both).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#ifdef DBLR_EMULATED
+#include "../emulator/launch.h"
+#else
+#include <cuda_runtime.h>
+#endif
+
+namespace dblr {
+
+using Index = std::ptrdiff_t;
+using Stream = void*;  // a cudaStream_t
+
+// What went wrong on the device, as one sentence.
+struct DeviceError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+struct Launch {
+  unsigned x = 1, y = 1, z = 1;  // blocks
+  unsigned threads = 128;        // of a block
+  std::size_t shared = 0;        // bytes of dynamic shared memory
+  unsigned cluster = 1;          // blocks of a cluster, along x (sm_90)
+};
+
+// What launchers need to know of the current device. Asked of the driver once for each device.
+struct DeviceFacts {
+  int major = 0, minor = 0;
+  int multiprocessors = 0;
+  std::size_t shared = 0;  // bytes that a block can have
+};
+const DeviceFacts& device_facts();
+
+// Throws DeviceError unless the current device can run kernels that need compute capability `least` (80, 90).
+void require_capability(int least);
+
+#ifdef DBLR_EMULATED
+
+template <class P> void launch(const char* name, void (*kernel)(P), const Launch& how, const P& parameters, Stream) {
+  const std::string fault = emulated::run(name, {how.x, how.y, how.z, how.threads, how.shared, how.cluster},
+                                          [&] { kernel(parameters); });
+  if (!fault.empty()) throw DeviceError(fault);
+}
+
+#else
+
+// Throws DeviceError naming the kernel unless `error` is cudaSuccess.
+void check(const char* name, cudaError_t error);
+// Lets a kernel use more than 48 KiB of dynamic shared memory (once for each kernel, device and size).
+void allow_shared(const char* name, const void* kernel, std::size_t bytes);
+
+// Kernels take one parameter, a struct by value. Nothing is launched for an empty grid.
+template <class P>
+void launch(const char* name, void (*kernel)(P), const Launch& how, const P& parameters, Stream stream) {
+  if (how.x == 0 || how.y == 0 || how.z == 0) return;
+  if (how.shared > 48 * 1024) allow_shared(name, reinterpret_cast<const void*>(kernel), how.shared);
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = how.cluster;
+  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(how.x, how.y, how.z);
+  config.blockDim = dim3(how.threads);
+  config.dynamicSmemBytes = how.shared;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &cluster;
+  config.numAttrs = how.cluster > 1 ? 1 : 0;
+  check(name, cudaLaunchKernelEx(&config, kernel, parameters));
+}
+
+#endif
+
+}  // namespace dblr

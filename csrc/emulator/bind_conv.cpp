@@ -1,0 +1,127 @@
+// The launchers of pack.cu, conv3x3.cu and norm.cu, for tests: a map is (address, n, h, w, c, kind) or None, other
+// arrays are addresses, 0 where there is none.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <optional>
+#include <string>
+#include <tuple>
+
+#include "../cuda/kernels.h"
+
+namespace py = pybind11;
+
+namespace dblr {
+
+namespace {
+
+using Address = std::uintptr_t;
+using Given = std::optional<std::tuple<Address, Index, Index, Index, Index, std::string>>;
+
+Kind kind_of(const std::string& name) {
+  return name == "f32" ? Kind::f32 : name == "f16" ? Kind::f16 : name == "bf16" ? Kind::bf16
+             : throw std::invalid_argument("kind must be f32, f16 or bf16, got " + name + ".");
+}
+
+float* floats(Address address) { return reinterpret_cast<float*>(address); }
+
+Map map_of(const Given& given) {
+  if (!given) return {};
+  const auto& [address, n, h, w, c, kind] = *given;
+  return {reinterpret_cast<void*>(address), n, h, w, c, kind_of(kind)};
+}
+
+template <class T> T item(const py::dict& from, const char* name, T otherwise = {}) {
+  return from.contains(name) ? from[name].cast<T>() : otherwise;
+}
+
+Source source_of(const py::dict& given) {
+  return {map_of(item<Given>(given, "x")), floats(item<Address>(given, "scale")),
+          floats(item<Address>(given, "shift")), item<bool>(given, "relu")};
+}
+
+Epilogue epilogue_of(const py::dict& given) {
+  Epilogue e;
+  e.scale = floats(item<Address>(given, "scale"));
+  e.shift = floats(item<Address>(given, "shift"));
+  e.relu = item<bool>(given, "relu");
+  e.add0 = map_of(item<Given>(given, "add0"));
+  e.add1 = map_of(item<Given>(given, "add1"));
+  e.mask = map_of(item<Given>(given, "mask"));
+  e.mask_scale = floats(item<Address>(given, "mask_scale"));
+  e.mask_shift = floats(item<Address>(given, "mask_shift"));
+  e.y = map_of(item<Given>(given, "y"));
+  const auto sums = item<std::string>(given, "sums", "none");
+  e.sums = sums == "statistics"   ? Sums::statistics
+           : sums == "total"      ? Sums::total
+           : sums == "normalised" ? Sums::normalised
+                                  : Sums::none;
+  e.partial = floats(item<Address>(given, "partial"));
+  e.norm_z = map_of(item<Given>(given, "norm_z"));
+  e.norm_scale = floats(item<Address>(given, "norm_scale"));
+  e.norm_shift = floats(item<Address>(given, "norm_shift"));
+  e.tap_weights = floats(item<Address>(given, "tap_weights"));
+  e.taps = floats(item<Address>(given, "taps"));
+  return e;
+}
+
+}  // namespace
+
+}  // namespace dblr
+
+void bind_conv(py::module_& m) {
+  using namespace dblr;
+  m.def("packed_bytes", [](Index out, Index in, const std::string& kind) {
+    return packed_bytes(out, in, kind_of(kind));
+  });
+  m.def("pack_weights", [](Address from, const std::string& from_kind, Index out, Index in, bool adjoint,
+                           const std::string& kind, Address to) {
+    const PackedWeights packed = pack_weights(reinterpret_cast<void*>(from), kind_of(from_kind), out, in, adjoint,
+                                              kind_of(kind), reinterpret_cast<void*>(to), nullptr);
+    return std::make_pair(packed.out, packed.in);
+  });
+  m.def("tiles_of", &tiles_of);
+  m.def("conv_partial_floats", &conv_partial_floats);
+  // weights: (address, out, in, kind); products: "exact" or "tf32".
+  m.def("conv3x3", [](const py::dict& source, const std::tuple<Address, Index, Index, std::string>& weights,
+                      const py::dict& epilogue, const std::string& products) {
+    const auto& [address, out, in, kind] = weights;
+    conv3x3(source_of(source), {reinterpret_cast<void*>(address), out, in, kind_of(kind)}, epilogue_of(epilogue),
+            products == "tf32" ? Products::tf32 : Products::exact, nullptr);
+  });
+  m.def("merge_statistics", [](Address partial, Index n, Index h, Index w, Index c, Address mean, Address var) {
+    merge_statistics(floats(partial), n, h, w, c, floats(mean), floats(var), nullptr);
+  });
+  // vectors: gamma, beta, bias, mean, var; to: scale, shift, invstd, offset.
+  m.def("norm_coefficients", [](const std::array<Address, 5>& vectors, float eps, bool training, Index c,
+                                const std::array<Address, 4>& to) {
+    norm_coefficients({floats(vectors[0]), floats(vectors[1]), floats(vectors[2]), floats(vectors[3]),
+                       floats(vectors[4]), eps, training},
+                      c, floats(to[0]), floats(to[1]), floats(to[2]), floats(to[3]), nullptr);
+  });
+  m.def("norm_apply", [](const Given& z, Address scale, Address shift, bool relu, const Given& add, const Given& y) {
+    norm_apply(map_of(z), floats(scale), floats(shift), relu, map_of(add), map_of(y), nullptr);
+  });
+  // to: scale, shift, invstd, offset as from norm_coefficients.
+  m.def("norm_backward_sums", [](const Given& grad, const Given& z, const std::array<Address, 4>& norm, bool relu,
+                                 Address partial) {
+    norm_backward_sums(map_of(grad), map_of(z), floats(norm[0]), floats(norm[1]), floats(norm[2]), floats(norm[3]),
+                       relu, floats(partial), nullptr);
+  });
+  m.def("merge_sums", [](Address partial, Index tiles, Index c, Address first, Address second) {
+    merge_sums(floats(partial), tiles, c, floats(first), floats(second), nullptr);
+  });
+  m.def("norm_backward_apply", [](const Given& grad, const Given& z, const std::array<Address, 4>& norm, Address dbeta,
+                                  Address dgamma, bool relu, bool training, const Given& dz) {
+    norm_backward_apply(map_of(grad), map_of(z), floats(norm[0]), floats(norm[1]), floats(norm[2]), floats(norm[3]),
+                        floats(dbeta), floats(dgamma), relu, training, map_of(dz), nullptr);
+  });
+  // shape and strides: n, c, h, w.
+  m.def("copy_map", [](Address from, const std::array<Index, 4>& shape, const std::array<Index, 4>& strides,
+                       const std::string& kind, const Given& to) {
+    copy_map({reinterpret_cast<void*>(from), shape[0], shape[1], shape[2], shape[3], strides[0], strides[1],
+              strides[2], strides[3], kind_of(kind)},
+             map_of(to), nullptr);
+  });
+}

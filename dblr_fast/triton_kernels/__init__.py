@@ -1,0 +1,4 @@
+"""The ops as Triton kernels over dense maps (N, H, W, C), and what launches them; nothing here knows modules or autograd.
+
+Importing this package imports triton; it compiles nothing until a kernel is launched.
+"""

@@ -1,0 +1,168 @@
+"""The 3x3 convolution whose input is a few planes (N, T, H, W) in any strides: L1, and the gradient of L35.
+
+All 9 T products of a pixel are gathered as one column of a matrix, so the work is one step of a product. L1 leaves its
+48 channels in memory, in the maps' type: computing them again for each of L2's nine taps would double L2's products
+(counted for 1280x720 in 16 bits: 86 us more, against 41 us to write and read 48 channels at 4.3 TB/s).
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import tuning
+from .common import SIZES, block_m, ceil_div, multiply, narrow, power_of_2, products, relu
+from .weight_gradient import add_up, ranges_of
+
+
+@triton.jit
+def _gather(x, at, valid, height, width, stride_n, stride_t, stride_y, stride_x, TERMS: tl.constexpr,
+            BLOCK_K: tl.constexpr):
+    """(BLOCK_K, pixels): row 9 t + tap holds frame t at each pixel's tap; zeros outside the picture."""
+    k = tl.arange(0, BLOCK_K)[:, None]
+    frame = k // 9
+    dy = k % 9 // 3 - 1
+    dx = k % 3 - 1
+    px = (at % width)[None, :] + dx
+    py = (at // width % height)[None, :] + dy
+    picture = (at // width // height).to(tl.int64)[None, :]
+    inside = valid[None, :] & (k < TERMS) & (py >= 0) & (py < height) & (px >= 0) & (px < width)
+    address = picture * stride_n + frame.to(tl.int64) * stride_t + py.to(tl.int64) * stride_y + px * stride_x
+    return tl.load(x + address, mask=inside, other=0.0)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def planes_convolution(x, weights, y, bias, mask, partial, pixels, height, width, stride_n, stride_t, stride_y,
+                       stride_x, COUT: tl.constexpr, TERMS: tl.constexpr, RELU: tl.constexpr, PRODUCTS: tl.constexpr,
+                       BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr):
+    """y (N, H, W, COUT) = mask(act(conv + bias)); weights (COUT padded, BLOCK_K). partial (tiles, 2, COUT): sums of y."""
+    BLOCKS_M: tl.constexpr = (COUT + BLOCK_M - 1) // BLOCK_M
+    tile = tl.program_id(0) // BLOCKS_M
+    m = tl.program_id(0) % BLOCKS_M * BLOCK_M + tl.arange(0, BLOCK_M)
+    p = tl.arange(0, BLOCK_P)
+    at = tile * BLOCK_P + p
+    valid = at < pixels
+    a = tl.load(weights + (m * BLOCK_K)[:, None] + tl.arange(0, BLOCK_K)[None, :])
+    b = _gather(x, at, valid, height, width, stride_n, stride_t, stride_y, stride_x, TERMS, BLOCK_K)
+    b = narrow(b.to(tl.float32), a.dtype)
+    v = tl.trans(multiply(a, b, tl.zeros((BLOCK_M, BLOCK_P), tl.float32), PRODUCTS))
+    channel = m < COUT
+    keep = valid[:, None] & channel[None, :]
+    at = tile.to(tl.int64) * BLOCK_P * COUT + (p * COUT)[:, None] + m[None, :]
+    if bias is not None:
+        v += tl.load(bias + m, mask=channel, other=0.0)[None, :]
+    if RELU:
+        v = relu(v)
+    if mask is not None:
+        v = tl.where(tl.load(mask + at, mask=keep, other=0.0).to(tl.float32) > 0, v, 0.0)
+    tl.store(y + at, narrow(v, y.dtype.element_ty), mask=keep)
+    if partial is not None:
+        total = tl.sum(tl.where(keep, v, 0.0), 0)
+        partial += tile.to(tl.int64) * 2 * COUT
+        tl.store(partial + m, total, mask=channel)
+        tl.store(partial + COUT + m, total, mask=channel)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def planes_gradient_partial(x, dy, partial, pixels, height, width, stride_n, stride_t, stride_y, stride_x,
+                            pixels_of_a_range, COUT: tl.constexpr, TERMS: tl.constexpr, PRODUCTS: tl.constexpr,
+                            BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr):
+    """partial[range][out][9 t + tap] = sum over the range's pixels p of dy[p][out] * x[t][p + tap]."""
+    BLOCKS_M: tl.constexpr = (COUT + BLOCK_M - 1) // BLOCK_M
+    part = tl.program_id(0) // BLOCKS_M
+    m = tl.program_id(0) % BLOCKS_M * BLOCK_M + tl.arange(0, BLOCK_M)
+    k = tl.arange(0, BLOCK_K)
+    count = tl.minimum(pixels_of_a_range, pixels - part * pixels_of_a_range)
+    dy += part.to(tl.int64) * pixels_of_a_range * COUT
+    acc = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
+    for start in range(0, count, BLOCK_P):
+        p = start + tl.arange(0, BLOCK_P)
+        valid = p < count
+        d = tl.load(dy + (p * COUT)[:, None] + m[None, :], mask=valid[:, None] & (m < COUT)[None, :], other=0.0)
+        b = _gather(x, part * pixels_of_a_range + p, valid, height, width, stride_n, stride_t, stride_y, stride_x,
+                    TERMS, BLOCK_K)
+        b = narrow(b.to(tl.float32), d.dtype)
+        acc = multiply(tl.trans(d), tl.trans(b), acc, PRODUCTS)
+    partial += part.to(tl.int64) * COUT * TERMS
+    tl.store(partial + (m * TERMS)[:, None] + k[None, :], acc, mask=(m < COUT)[:, None] & (k < TERMS)[None, :])
+
+
+@triton.jit(do_not_specialize=SIZES)
+def shifted_sum(taps, bias, y, blocks, height, width, y0, x0, rows, columns, area, BLOCK: tl.constexpr):
+    """y[p] = bias + the sum over blocks of channels and taps of taps[block][tap][p + tap], rows y0.. and columns x0.."""
+    picture = tl.program_id(1)
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    valid = at < rows * columns
+    py = at // columns + y0
+    px = at % columns + x0
+    plane = height.to(tl.int64) * width
+    taps += picture * plane
+    acc = tl.zeros((BLOCK,), tl.float32)
+    for step in range(9 * blocks):
+        dy = step % 9 // 3 - 1
+        dx = step % 3 - 1
+        inside = valid & (py + dy >= 0) & (py + dy < height) & (px + dx >= 0) & (px + dx < width)
+        acc += tl.load(taps + (py + dy).to(tl.int64) * width + px + dx, mask=inside, other=0.0)
+        taps += area
+    if bias is not None:
+        acc += tl.load(bias).to(tl.float32)
+    tl.store(y + picture.to(tl.int64) * rows * columns + at, narrow(acc, y.dtype.element_ty), mask=valid)
+
+
+def _options(dtype, cout):
+    return [dict(BLOCK_M=min(block_m(cout), 64), BLOCK_P=64 if dtype == torch.float32 else 128, num_warps=4)]
+
+
+def pack_planes(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """weight (COUT, T, 3, 3) -> (COUT padded, 9 T padded)."""
+    cout, terms = weight.shape[0], weight[0].numel()
+    step = block_m(cout)
+    return torch.nn.functional.pad(weight.reshape(cout, terms).to(dtype), (
+        0, power_of_2(terms) - terms, 0, ceil_div(cout, step) * step - cout))
+
+
+def _geometry(x, n, h, w):
+    return dict(pixels=n * h * w, height=h, width=w, stride_n=x.stride(0), stride_t=x.stride(1), stride_y=x.stride(2),
+                stride_x=x.stride(3))
+
+
+def convolve_planes(x: Tensor, weights: Tensor, cout: int, *, bias: Tensor | None = None, relu: bool = False,
+                    mask: Tensor | None = None, sums: bool = False, tf32: bool = False) -> tuple[Tensor, Tensor | None]:
+    """(y (N, H, W, cout) of the weights' type, partial sums (tiles, 2, cout) or None); x (N, T, H, W) in any strides."""
+    n, t, h, w = x.shape
+    option, = _options(weights.dtype, cout)
+    tiles = ceil_div(n * h * w, option["BLOCK_P"])
+    y = torch.empty((n, h, w, cout), dtype=weights.dtype, device=x.device)
+    partial = torch.empty((tiles, 2, cout), device=x.device) if sums else None
+    tuning.launch(planes_convolution, tiles * ceil_div(cout, option["BLOCK_M"]), dict(
+        x=x, weights=weights, y=y, bias=bias, mask=mask, partial=partial, **_geometry(x, n, h, w), COUT=cout,
+        TERMS=9 * t, RELU=relu, PRODUCTS=products(weights.dtype, tf32), BLOCK_K=weights.shape[1]), [option])
+    return y, partial
+
+
+def planes_gradient(x: Tensor, dy: Tensor, *, tf32: bool = False, dtype: torch.dtype = torch.float32) -> Tensor:
+    """dw (COUT, T, 3, 3) of planes x (N, T, H, W) in any strides and a map dy (N, H, W, COUT)."""
+    n, t, h, w = x.shape
+    cout = dy.shape[3]
+    option = _options(dy.dtype, cout)[0] | dict(BLOCK_P=64)
+    blocks = ceil_div(cout, option["BLOCK_M"])
+    ranges, each = ranges_of(n * h * w, option["BLOCK_P"], blocks)
+    partial = torch.empty((ranges, cout * 9 * t), device=x.device)
+    tuning.launch(planes_gradient_partial, ranges * blocks, dict(
+        x=x, dy=dy, partial=partial, **_geometry(x, n, h, w), pixels_of_a_range=each, COUT=cout, TERMS=9 * t,
+        PRODUCTS=products(dy.dtype, tf32), BLOCK_K=power_of_2(9 * t)), [option])
+    return add_up(partial, (cout, t, 3, 3), 1, dtype)
+
+
+def sum_taps(taps: Tensor, bias: Tensor, dtype: torch.dtype, valid: tuple[int, int, int, int] | None = None) -> Tensor:
+    """(N, 1, H, W) of tap planes (blocks, 9, N, H, W), or rows y0..y1 and columns x0..x1 of valid = (y0, y1, x0, x1)."""
+    blocks, _, n, h, w = taps.shape
+    y0, y1, x0, x1 = valid or (0, h, 0, w)
+    y = torch.empty((n, 1, y1 - y0, x1 - x0), dtype=dtype, device=taps.device)
+    block = 256
+    tuning.launch(shifted_sum, (ceil_div((y1 - y0) * (x1 - x0), block), n), dict(
+        taps=taps, bias=bias, y=y, blocks=blocks, height=h, width=w, y0=y0, x0=x0, rows=y1 - y0, columns=x1 - x0,
+        area=n * h * w, BLOCK=block))
+    return y

@@ -1,0 +1,233 @@
+"""Do the tests of the CUDA kernels notice small faults? Run it by hand: `python tests/mutants.py [word...]`.
+
+Each mutant is one small fault in a kernel: a barrier, a wait or an arrival left out, a bit of a swizzle turned over, a
+halo shifted by one. All are written into one copy of csrc, which is built once; DBLR_MUTANT in the environment says
+which of them is alive. The tests named beside a mutant must pass with none alive, and fail with it. Exit status 1 if
+one lives on. The files in the checkout are not touched.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import emulator
+
+TESTS = Path(__file__).resolve().parent
+
+CONV = "test_cuda_conv.py::test_convolution", "f16 and 37x53"
+EXTRAS = "test_cuda_conv.py::test_prologue_and_epilogue", "f16 and not bf16"
+STATISTICS = "test_cuda_conv.py::test_statistics_of_many_tiles", "f16"
+NORM = "test_cuda_norm.py::test_norm_backward", ""
+WEIGHT = "test_cuda_gradients.py::test_weight_gradient", "f16 and not bf16"
+WALK = "test_cuda_gradients.py::test_blocks_that_walk_over_many_tiles", "f16"
+STEM = "test_cuda_gradients.py::test_stem", "f16 and not bf16"
+TAPS = "test_cuda_gradients.py::test_backward_of_taps", ""
+SUMS = "test_cuda_gradients.py::test_channel_sums_and_relu", ""
+ROWS = "test_cuda_sm90.py::test_long_walk", "f16 and not bf16"
+ADDED = "test_cuda_sm90.py::test_epilogue", "f16 and not bf16"
+DEEP = "test_cuda_sm90.py::test_deep_with_taps", "f16 and not bf16"
+
+
+@dataclass
+class Mutant:
+    name: str
+    file: str  # of csrc/cuda
+    before: str  # unique text of the file, `what` in it is mutated
+    what: str
+    becomes: str  # "" drops a statement
+    tests: tuple
+
+
+MUTANTS = [
+    Mutant("conv3x3: no barrier before pixels are replaced", "conv3x3.cuh",
+           "if (half > 0) sync_threads();  // everyone has read the pixels before", "sync_threads();", "",
+           ("test_cuda_conv.py::test_convolution_of_a_large_map", "")),
+    Mutant("conv3x3: no wait for weights", "conv3x3.cuh", "copy_async_wait<0>();\n      sync_threads();  // this",
+           "copy_async_wait<0>();", "", CONV),
+    Mutant("conv3x3: no barrier after the wait", "conv3x3.cuh", "sync_threads();  // this step's weights",
+           "sync_threads();", "", CONV),
+    Mutant("conv3x3: no barrier before sums are staged", "conv3x3.cuh",
+           "sync_threads();  // everyone has read pixels and weights", "sync_threads();", "", CONV),
+    Mutant("conv3x3: no barrier after sums are staged", "conv3x3.cuh", "sums.stage(staged);\n  sync_threads();",
+           "sync_threads();", "", CONV),
+    Mutant("conv3x3: halo shifted by one", "conv3x3.cuh", "x = tile.x0 - 1 + q % kHaloColumns", "tile.x0 - 1",
+           "tile.x0",
+           CONV),
+    Mutant("conv3x3: another bit in the pixels' swizzle", "conv3x3_multiply.cuh",
+           "(pixel_offset(q, lane / 16) ^ (half << 6))",
+           "(half << 6)", "((half << 6) ^ 16)", CONV),
+    Mutant("conv3x3: another bit in the weights' swizzle", "conv3x3_multiply.cuh", "weight_offset(row, lane / 8 % 2);",
+           "lane / 8 % 2", "(lane / 8 % 2 ^ 1)", CONV),
+    Mutant("conv3x3: no barrier before sums of groups are added", "conv3x3_epilogue.cuh",
+           "sync_threads();\n    if (threadIdx.x < kChunk) {", "sync_threads();", "", STATISTICS),
+    Mutant("conv3x3: no barrier before tap planes", "conv3x3_epilogue.cuh",
+           "sync_threads();\n    const int pixel = threadIdx.x;", "sync_threads();", "", EXTRAS),
+    Mutant("norm: no barrier before sums are added", "norm.cuh", "sync_threads();\n  const int column",
+           "sync_threads();", "",
+           NORM),
+    Mutant("weight gradient: no wait for the tile", "weight_gradient.cuh",
+           "copy_async_wait<1>();  // this tile is here", "copy_async_wait<1>();", "", WEIGHT),
+    Mutant("weight gradient: no barrier before the tile is read", "weight_gradient.cuh",
+           "sync_threads();\n    sums.add(buffer);", "sync_threads();", "", WEIGHT),
+    Mutant("weight gradient: no barrier after the tile is read", "weight_gradient.cuh",
+           "sync_threads();  // everyone has read it", "sync_threads();", "", WALK),
+    Mutant("stem: no barrier after the picture is loaded", "stem.cuh",
+           "load_planes<E>(p, tile, planes, places);\n  sync_threads();", "sync_threads();", "", STEM),
+    Mutant("stem: no wait for weights", "stem.cuh", "copy_async_wait<0>();", "copy_async_wait<0>();", "", STEM),
+    Mutant("stem: no barrier after the wait", "stem.cuh", "sync_threads();  // this step's weights and pixels",
+           "sync_threads();", "", STEM),
+    Mutant("taps: no barrier before sums are added", "reconstruct.cuh", "sync_threads();\n    if (column < width) {",
+           "sync_threads();", "", TAPS),
+    Mutant("taps: no barrier after sums are added", "reconstruct.cuh", "sync_threads();\n  }\n  if (blockIdx.y > 0)",
+           "sync_threads();", "", TAPS),
+    Mutant("channel sums: no barrier before sums are added", "reconstruct.cuh", "sync_threads();\n  const int column",
+           "sync_threads();", "", SUMS),
+    Mutant("sm90: no wait for a row", "conv3x3_sm90.cuh", "ring.wait(start + i + ky);", "ring.wait(start + i + ky);",
+           "",
+           ROWS),
+    Mutant("sm90: no wait for products", "conv3x3_sm90.cuh", "products_wait<0>();", "products_wait<0>();", "", ROWS),
+    Mutant("sm90: no fence before products", "conv3x3_sm90.cuh", "products_fence();", "products_fence();", "", ROWS),
+    Mutant("sm90: no arrival for the other's turn", "conv3x3_sm90.cuh",
+           "barrier_arrive(turns + 8 * (1 - me));", "barrier_arrive(turns + 8 * (1 - me));", "", ROWS),
+    Mutant("sm90: no arrival for a row that was read", "conv3x3_sm90_ring.cuh",
+           "barrier_arrive(empty + 8 * (s % kRing));", "barrier_arrive(empty + 8 * (s % kRing));", "", ROWS),
+    Mutant("sm90: a row is fetched before its slot is empty", "conv3x3_sm90_ring.cuh",
+           "if (round > 0) barrier_wait(empty + 8 * slot, (round - 1) & 1);\n      barrier_arrive_expect",
+           "barrier_wait(empty + 8 * slot, (round - 1) & 1);", "", ROWS),
+    Mutant("sm90: rows fetched one pixel to the right", "conv3x3_sm90_ring.cuh",
+           "load_box(to, map, c, x - 1, y, n, ready);",
+           "x - 1", "x", ROWS),
+    Mutant("sm90: rows fetched one row too low", "conv3x3_sm90.cuh", "ring.load(s++, p.x, 0, walk.x, y,", "y",
+           "y + 1", ROWS),
+    Mutant("sm90: another bit in the results' swizzle", "conv3x3_sm90_ring.cuh", "(vector ^ lane % 8) * 16",
+           "vector ^ lane % 8", "vector ^ lane % 8 ^ 1", ROWS),
+    Mutant("sm90: a tap's descriptor starts one pixel late", "conv3x3_sm90.cuh", "row + (kx * kPixel + k * 32) / 16",
+           "kx * kPixel", "(kx + 1) * kPixel", ROWS),
+    Mutant("sm90: results leave before they are staged", "conv3x3_sm90.cuh",
+           "fence_proxy_async();\n        sync_some(1 + me, 128);", "sync_some(1 + me, 128);", "", ROWS),
+    Mutant("sm90: no fence before results leave", "conv3x3_sm90.cuh", "fence_proxy_async();", "fence_proxy_async();",
+           "",
+           ROWS),
+    Mutant("sm90: results overwritten before they have left", "conv3x3_sm90.cuh", "store_wait_read<0>();",
+           "store_wait_read<0>();", "", ROWS),
+    Mutant("sm90: no wait for the residual", "conv3x3_sm90.cuh", "barrier_wait(added + 8 * me, turn & 1);",
+           "barrier_wait(added + 8 * me, turn & 1);", "", ADDED),
+    Mutant("sm90: the residual's bytes are not awaited", "conv3x3_sm90.cuh", "p.adds * kTileBytes);",
+           "p.adds * kTileBytes",
+           "kTileBytes / 2", ADDED),
+    Mutant("deep: no wait for weights", "conv3x3_sm90_deep.cuh", "barrier_wait(full + 8 * slot, parity);\n#pragma",
+           "barrier_wait(full + 8 * slot, parity);", "", DEEP),
+    Mutant("deep: a row more is not waited for", "conv3x3_sm90_deep.cuh", "ring.wait(first + ky + 1);",
+           "ring.wait(first + ky + 1);", "", DEEP),
+    Mutant("deep: weights freed before all lanes have read", "conv3x3_sm90_deep.cuh",
+           "sync_warp();\n      if (lane == 0) barrier_arrive(empty", "sync_warp();", "", DEEP),
+    Mutant("deep: no arrival for weights that were read", "conv3x3_sm90_deep.cuh",
+           "if (lane == 0) barrier_arrive(empty + 8 * slot);", "barrier_arrive(empty + 8 * slot);", "", DEEP),
+    Mutant("deep: no arrival for warpgroup 2's turn", "conv3x3_sm90_deep.cuh", "barrier_arrive(turn);",
+           "barrier_arrive(turn);",
+           "", DEEP),
+    Mutant("deep: no barrier before tap sums are added", "conv3x3_sm90_deep.cuh",
+           "sync_some(id, 128);\n  const int x", "sync_some(id, 128);", "", DEEP),
+    Mutant("deep: no barrier after tap sums are added", "conv3x3_sm90_deep.cuh", "sync_some(id, 128);  // the scratch",
+           "sync_some(id, 128);", "", DEEP),
+    Mutant("deep: no wait for products", "conv3x3_sm90_deep.cuh", "products_wait<0>();", "products_wait<0>();", "",
+           DEEP),
+    Mutant("cluster: arrivals at the wrong block", "conv3x3_sm90_ring.cuh",
+           "barrier_arrive_in(empty + 8 * (s % kRing), s % cluster);", "s % cluster", "(s + 1) % cluster", DEEP),
+    Mutant("cluster: rows sent to one block alone", "conv3x3_sm90_ring.cuh", "ready, (1 << cluster) - 1);",
+           "(1 << cluster) - 1", "1 << rank", DEEP),
+    Mutant("cluster: blocks start before barriers are made", "conv3x3_sm90_deep.cuh",
+           "sync_blocks<cluster>();\n  const int chunk",
+           "sync_blocks<cluster>();", "", DEEP),
+]
+
+
+def planted(text, mutant, number):
+    """`text` with the mutant beside what it replaces, chosen when it runs."""
+    if text.count(mutant.before) != 1:
+        sys.exit(f"{mutant.name}: {text.count(mutant.before)} places in {mutant.file} read {mutant.before!r}")
+    at = text.index(mutant.what, text.index(mutant.before))
+    if mutant.what.endswith(";"):
+        new = f"if (emulated::mutant() != {number}) {{ {mutant.what} }} else {{ {mutant.becomes} }}"
+    else:
+        new = f"(emulated::mutant() == {number} ? ({mutant.becomes}) : ({mutant.what}))"
+    return text[:at] + new + text[at + len(mutant.what):]
+
+
+def plant_all(csrc):
+    for number, mutant in enumerate(MUTANTS):
+        path = csrc / "cuda" / mutant.file
+        path.write_text(planted(path.read_text(), mutant, number))
+    path = csrc / "emulator" / "cuda_language.h"
+    path.write_text(path.read_text() + """
+#include <cstdlib>
+namespace emulated {
+inline int mutant() {
+  static const int alive = std::getenv("DBLR_MUTANT") ? std::atoi(std::getenv("DBLR_MUTANT")) : -1;
+  return alive;
+}
+}  // namespace emulated
+""")
+
+
+def passes(tests, built, number):
+    path, words = tests
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(TESTS / path),
+                           *(["-k", words] if words else [])], capture_output=True, text=True, cwd=TESTS, check=False,
+                          env={**os.environ, "DBLR_EMULATOR_BUILT": str(built), "DBLR_MUTANT": str(number)})
+    if done.returncode == 5:
+        sys.exit(f"no test is called {path} {words}")
+    why = [line for line in done.stdout.splitlines() if line.startswith("E  ")]
+    return done.returncode == 0, why[0][1:].strip() if why else done.stdout[-300:] + done.stderr[-300:]
+
+
+def hunt(folder, words):
+    """Names of the mutants that live on, of those whose names hold one of `words` (all without words)."""
+    csrc, fresh = folder / "csrc", folder / "fresh"
+    shutil.copytree(emulator.SOURCES, fresh)
+    plant_all(fresh)
+    for path in fresh.rglob("*"):  # what has not changed keeps its date, and is not compiled again
+        to = csrc / path.relative_to(fresh)
+        if path.is_file() and not (to.is_file() and to.read_bytes() == path.read_bytes()):
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, to)
+    shutil.rmtree(fresh)
+    built = emulator.build("_kernels_emulated", sources=csrc, folder=folder / "build").parent
+    alive, healthy = [], {}
+    for number, mutant in enumerate(MUTANTS):
+        if words and not any(word in mutant.name for word in words):
+            continue
+        if mutant.tests not in healthy:
+            healthy[mutant.tests] = passes(mutant.tests, built, -1)
+        if not healthy[mutant.tests][0]:
+            sys.exit(f"{mutant.tests} fails without a mutant: {healthy[mutant.tests][1]}")
+        start = time.perf_counter()
+        survived, why = passes(mutant.tests, built, number)
+        alive += [mutant.name] if survived else []
+        print(f"{'LIVES ON' if survived else 'caught  '} {mutant.name} ({time.perf_counter() - start:.0f} s)"
+              f"{'' if survived else ': ' + why[:150]}", flush=True)
+    return alive
+
+
+def main():
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("words", nargs="*", help="run the mutants whose names hold one of these, e.g. sm90")
+    arguments.add_argument("--folder", type=Path, help="build here and keep it, so that the next run is quick")
+    given = arguments.parse_args()
+    if given.folder:
+        alive = hunt(given.folder.resolve(), given.words)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            alive = hunt(Path(folder), given.words)
+    if alive:
+        sys.exit(f"{len(alive)} mutants live on: {'; '.join(alive)}")
+
+
+if __name__ == "__main__":
+    main()

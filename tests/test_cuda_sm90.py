@@ -1,0 +1,279 @@
+"""The convolutions for Hopper (wgmma, tensor copies, clusters), run by the emulator and judged against float64.
+
+Eager torch is what an ideal GPU computes from the same 16-bit inputs: float32 sums, the result of each step rounded to
+float32, the last to the maps' type. Every output lies between sentinels and holds NaN before.
+"""
+
+from zlib import crc32
+
+import emulator
+import pytest
+import torch
+import torch.nn.functional as F
+from tolerance import assert_close_as_eager
+
+K = emulator.load("_kernels_emulated")
+TYPES = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
+GUARD = 64  # elements around every tensor
+SENTINEL = -777.0
+
+
+@pytest.fixture(autouse=True)
+def hopper():
+    K.set_device()
+    yield
+    K.set_device()
+
+
+def guarded(shape, dtype, fill):
+    size = torch.Size(shape).numel()
+    memory = torch.full((size + 2 * GUARD,), fill, dtype=dtype)
+    return memory[GUARD:GUARD + size].view(shape), memory
+
+
+class Memory:
+    """Inputs between NaNs, outputs full of NaN between sentinels; address 0 for None."""
+
+    def __init__(self):
+        self.kept, self.outputs = [], []
+
+    def put(self, t):
+        if t is None:
+            return 0
+        copy, memory = guarded(t.shape, t.dtype, float("nan"))
+        copy.copy_(t)
+        self.kept.append(memory)
+        return copy.data_ptr()
+
+    def map(self, t, kind):
+        """Of a tensor (N, C, H, W), in memory as (N, H, W, C)."""
+        if t is None:
+            return None
+        n, c, h, w = t.shape
+        return self.put(t.permute(0, 2, 3, 1)), n, h, w, c, kind
+
+    def out(self, shape, dtype=torch.float32):
+        t, memory = guarded(shape, dtype, SENTINEL)
+        t.fill_(float("nan"))
+        self.outputs.append(memory)
+        return t
+
+    def check(self):
+        for memory in self.outputs:
+            around = torch.cat([memory[:GUARD], memory[-GUARD:]])
+            assert (around == SENTINEL).all(), "memory around an output was written"
+            assert not memory.isnan().any(), "a part of an output was not written"
+
+
+def pack(memory, weight, kind):
+    """Weights as conv3x3_sm90 takes them."""
+    out, inner = weight.shape[:2]
+    packed = memory.out((K.conv3x3_sm90_bytes(out, inner) // 2,), TYPES[kind])
+    source = {dtype: name for name, dtype in TYPES.items()}[weight.dtype]
+    K.pack_weights_sm90(memory.put(weight), source, out, inner, kind, packed.data_ptr())
+    return packed.data_ptr(), out, inner, kind
+
+
+class Problem:
+    """A convolution's inputs, drawn from the case's name."""
+
+    def __init__(self, kind, shape, inner=64, out=64, adds=0, relu=False, affine=True, taps=False, stored=True):
+        n, h, w = shape
+        g = torch.Generator().manual_seed(crc32(repr((kind, shape, inner, out, adds, relu, affine, taps)).encode()))
+        draw = lambda *size: torch.randn(*size, generator=g)
+        self.kind, self.shape, self.relu, self.stored = kind, shape, relu, stored
+        self.x = draw(n, inner, h, w).to(TYPES[kind])
+        self.weight = draw(out, inner, 3, 3) / (3 * inner ** 0.5)
+        self.scale = draw(out) if affine else None
+        self.shift = draw(out) if affine else None
+        self.adds = [draw(n, out, h, w).to(TYPES[kind]) for _ in range(adds)]
+        self.tap_weights = draw(9, out) / out ** 0.5 if taps else None
+
+    def expected(self, dtype):
+        """(y, tap planes) with sums in `dtype`, before y is rounded to the maps' type."""
+        weight = self.weight.to(TYPES[self.kind]).to(dtype)
+        y = F.conv2d(self.x.to(dtype), weight, padding=1)
+        if self.scale is not None:
+            y = y * self.scale.to(dtype)[:, None, None] + self.shift.to(dtype)[:, None, None]
+        if self.relu:
+            y = y.relu()
+        for add in self.adds:
+            y = y + add.to(dtype)
+        if self.tap_weights is None:
+            return y, None
+        n, out, h, w = y.shape
+        parts = y.view(n, out // 64, 64, h, w)
+        return y, torch.einsum("ncihw,tci->ctnhw", parts, self.tap_weights.to(dtype).view(9, -1, 64))
+
+    def run(self, swapped_adds=False):
+        m = Memory()
+        n, h, w = self.shape
+        out = self.weight.shape[0]
+        y = m.out((n, h, w, out), TYPES[self.kind]) if self.stored else None
+        taps = m.out((out // 64, 9, n, h, w)) if self.tap_weights is not None else None
+        epilogue = {"scale": m.put(self.scale), "shift": m.put(self.shift), "relu": self.relu,
+                    "tap_weights": m.put(self.tap_weights)}
+        if y is not None:
+            epilogue["y"] = (y.data_ptr(), n, h, w, out, self.kind)
+        if taps is not None:
+            epilogue["taps"] = taps.data_ptr()
+        names = ("add1", "add0") if swapped_adds else ("add0", "add1")
+        for name, add in zip(names, self.adds):
+            epilogue[name] = m.map(add, self.kind)
+        source = {"x": m.map(self.x, self.kind)}
+        assert K.conv3x3_sm90_takes(source, out, epilogue)
+        K.conv3x3_sm90(source, pack(m, self.weight, self.kind), epilogue)
+        m.check()
+        return y, taps
+
+    def check(self, **how):
+        y, taps = self.run(**how)
+        exact, exact_taps = self.expected(torch.float64)
+        eager, eager_taps = self.expected(torch.float32)
+        if y is not None:
+            assert_close_as_eager("y", y.permute(0, 3, 1, 2), eager.to(TYPES[self.kind]), exact)
+        if taps is not None:
+            assert_close_as_eager("taps", taps, eager_taps, exact_taps)
+        return y, taps
+
+
+KINDS = ("f16", "bf16")
+SIZES = ((1, 1, 1), (3, 1, 7), (1, 3, 5), (1, 5, 300))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", SIZES)
+def test_sizes(kind, shape):
+    Problem(kind, shape).check()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("adds", (0, 1, 2))
+def test_epilogue(kind, adds):
+    Problem(kind, (2, 3, 5), adds=adds, relu=True).check()
+
+
+def test_epilogue_without_scale():
+    Problem("f16", (1, 2, 9), affine=False, relu=True).check()
+
+
+def test_second_residual_alone():
+    Problem("bf16", (1, 2, 9), adds=1).check(swapped_adds=True)
+
+
+@pytest.mark.parametrize("kind, shape, adds", (("f16", (1, 37, 53), 1), ("f16", (2, 19, 6), 0),
+                                              ("bf16", (1, 129, 131), 0)))
+def test_long_walk(kind, shape, adds):
+    """The ring goes round many times, blocks' shares begin and end within strips."""
+    Problem(kind, shape, adds=adds, relu=True).check()
+
+
+@pytest.mark.parametrize("multiprocessors", (1, 2, 3, 7, 132))
+def test_shares(multiprocessors):
+    """Any number of blocks gives the same bits."""
+    problem = Problem("f16", (3, 4, 140), adds=1)
+    expected = problem.run()[0]
+    K.set_device(multiprocessors=multiprocessors)
+    assert torch.equal(problem.check()[0], expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_more_out_channels(kind):
+    Problem(kind, (2, 5, 7), out=256, relu=True).check()
+    Problem(kind, (1, 2, 3), out=128, adds=1).check()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", ((1, 1, 1), (1, 5, 7)))
+def test_deep_with_taps(kind, shape):
+    Problem(kind, shape, inner=256, out=256, relu=True, taps=True).check()
+
+
+def test_deep_taps_alone():
+    Problem("bf16", (1, 3, 130), inner=128, out=128, relu=True, taps=True, stored=False).check()
+
+
+def test_deep_map_alone():
+    Problem("f16", (3, 6, 9), inner=128, out=64).check()
+
+
+def test_deep_long_walk():
+    """One block (or cluster) for all: both rings go round many times."""
+    for out in (64, 128):
+        K.set_device(multiprocessors=out // 64)
+        Problem("f16", (1, 17, 131), inner=64, out=out, taps=True, relu=True).check()
+
+
+def test_same_bits_whatever_the_order_of_threads():
+    small = Problem("bf16", (2, 7, 9), adds=2, relu=True)
+    deep = Problem("f16", (1, 5, 9), inner=64, out=128, taps=True)
+    first = [*small.run(), *deep.run()]
+    for seed in (1, 2, 3):
+        K.set_seed(seed)
+        again = [*small.run(), *deep.run()]
+        assert all(a is b or torch.equal(a, b) for a, b in zip(first, again))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("source", tuple(TYPES))
+def test_packed_weights(kind, source):
+    """Fragment by fragment as the PTX manual lays A out."""
+    weight = torch.randn(128, 192, 3, 3, generator=torch.Generator().manual_seed(4)).to(TYPES[source])
+    m = Memory()
+    pack(m, weight, kind)
+    packed = m.outputs[0][GUARD:-GUARD].view(2, 3, 9, 4, 4, 8, 4, 2, 2, 2)
+    m.check()
+    # out: chunk, warp, row + 8, row; in: chunk, step, column + 8, column pair, column
+    split = weight.to(TYPES[kind]).view(2, 4, 2, 8, 3, 4, 2, 4, 2, 9)
+    assert torch.equal(packed, split.permute(0, 4, 9, 5, 1, 3, 7, 6, 2, 8))
+
+
+def test_takes():
+    def takes(x=64, out=64, kind="f16", source=None, **epilogue):
+        given = {"x": (64, 1, 4, 4, x, kind), **(source or {})}
+        return K.conv3x3_sm90_takes(given, out, {"y": (64, 1, 4, 4, out, kind), **epilogue})
+
+    residual = (64, 1, 4, 4, 64, "f16")
+    assert takes() and takes(out=256) and takes(x=256, out=256, taps=64, tap_weights=64) and takes(kind="bf16")
+    assert takes(add0=residual, add1=residual) and takes(add1=residual)
+    assert not takes(kind="f32")
+    assert not takes(x=48) and not takes(x=0) and not takes(out=32) and not takes(out=0)
+    assert not takes(source={"scale": 64, "shift": 64}) and not takes(source={"relu": True})
+    assert not takes(mask=residual) and not takes(sums=True)
+    assert not takes(x=256, out=64, add0=residual) and not takes(add0=residual, taps=64, tap_weights=64)
+    assert not takes(y=None) and not takes(add0=residual, y=None)
+
+
+def test_refusals():
+    problem = Problem("f16", (1, 2, 3))
+    for major, minor in ((8, 0), (8, 9), (9, 1), (10, 0), (12, 0)):
+        K.set_device(major=major, minor=minor)
+        with pytest.raises(RuntimeError, match="compute capability"):
+            problem.run()
+    K.set_device()
+    m = Memory()
+    y = m.out((1, 2, 3, 64), torch.float16)
+    source = {"x": m.map(problem.x, "f16")}
+    weights = pack(m, problem.weight, "f16")
+    for h, kind, what in ((3, "f16", "y must have"), (2, "bf16", "y must have")):
+        with pytest.raises(ValueError, match=what):
+            K.conv3x3_sm90(source, weights, {"y": (y.data_ptr(), 1, h, 3, 64, kind)})
+    with pytest.raises(ValueError, match="weights' type"):
+        K.conv3x3_sm90(source, (*weights[:3], "bf16"), {"y": (y.data_ptr(), 1, 2, 3, 64, "f16")})
+    with pytest.raises(ValueError, match="takes"):
+        K.conv3x3_sm90(source, weights, {})
+    with pytest.raises(ValueError, match="multiples of 64"):
+        K.pack_weights_sm90(0, "f32", 48, 64, "f16", 0)
+
+
+def test_nan_and_infinity_pass_through():
+    problem = Problem("f16", (1, 4, 6), relu=True)
+    problem.x[0, 5, 1, 2] = float("nan")
+    problem.x[0, 5, 3, 5] = float("inf")
+    m = Memory()
+    y = torch.empty(1, 4, 6, 64, dtype=torch.float16)
+    K.conv3x3_sm90({"x": m.map(problem.x, "f16")}, pack(m, problem.weight, "f16"),
+                   {"y": (y.data_ptr(), 1, 4, 6, 64, "f16"), "relu": True})
+    expected = F.conv2d(problem.x.float(), problem.weight.half().float(), padding=1).relu().half()
+    assert torch.equal(y.permute(0, 3, 1, 2).isnan(), expected.isnan())
+    assert torch.equal(y.permute(0, 3, 1, 2).isinf(), expected.isinf())

@@ -1,0 +1,101 @@
+"""The triton backend on a GPU: parity with float64, and what only a device shows."""
+
+import cpu_cases
+import pytest
+import torch
+from cpu_cases import OPS
+from test_cpu_kernels import NORMED, compare, folded, name_of, network_of
+from cuda_cases import cases_of, compare_low
+from test_cuda_backend import EachLayerRounded
+from tolerance import assert_close_as_eager
+
+from dblr_fast import backends
+
+REASON = backends.get("triton").unavailable()
+pytestmark = pytest.mark.skipif(REASON is not None or not torch.cuda.is_available(), reason=f"no GPU for Triton: {REASON}")
+
+SIZES = (("odd", 1, 1, 1), ("odd", 3, 1, 7), ("odd", 2, 3, 5), ("real", 1, 37, 53), ("odd", 1, 129, 131))
+CASES = [case for op in OPS for case in cases_of(op, SIZES)]
+GPU = torch.device("cuda")
+
+
+@pytest.fixture
+def ours(monkeypatch):
+    """cpu_cases.ours with its inputs on the GPU and its results brought back."""
+    plain = cpu_cases.inputs
+
+    def moved(*case):
+        return tuple(tuple(t.to(GPU) for t in part) if isinstance(part, tuple) else part.to(GPU) for part in plain(*case))
+
+    def run(*args, **kwargs):
+        with monkeypatch.context() as patch:
+            patch.setattr(cpu_cases, "inputs", moved)
+            results = cpu_cases.ours(*args, **kwargs)
+        return {name: None if t is None else t.cpu() for name, t in results.items()}
+
+    return run
+
+
+@pytest.fixture
+def backend():
+    return backends.get("triton")
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_float32(ours, backend, case):
+    compare(case, ours(backend, case))
+    compare(case, ours(backend, case, save=False))
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("case", [c for c in CASES if c[3] < 30], ids=name_of)
+def test_float16_and_bfloat16(ours, backend, case, dtype):
+    compare_low(case, ours(backend, case, dtype), dtype)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16), ids=str)
+@pytest.mark.parametrize("op", OPS)
+def test_same_bits_every_run_and_for_every_configuration(ours, backend, monkeypatch, op, dtype):
+    case = (op, "real", 2, 37, 53, op in NORMED)
+    first, second = ours(backend, case, dtype), ours(backend, case, dtype)
+    monkeypatch.setenv("DBLR_FAST_AUTOTUNE", "off")
+    fixed = ours(backend, case, dtype)
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+        assert torch.equal(first[name], fixed[name]), name
+
+
+def test_fast_multiplies_in_tf32(ours, backend):
+    case = ("conv", "real", 2, 9, 11, False)
+    exact, fast = ours(backend, case)["y"], ours(backend.at("fast"), case)["y"]
+    assert 0 < (exact - fast).norm() / exact.norm() < 2**-10
+
+
+@pytest.mark.parametrize("precision", ("exact", "half", "bf16"))
+@torch.no_grad()
+def test_network_also_from_a_cuda_graph(backend, precision):
+    model = network_of(2)
+    fold, x = folded(model), torch.rand(1, 5, 37, 53)
+    network, valid = backend.network(fold, precision, GPU), (0, 37, 0, 53)
+    moved = x.to(GPU)
+    y = network(moved, valid)
+    exact = network_of(2).double()(x.double())
+    if precision == "exact":
+        assert_close_as_eager("network", y.cpu(), model(x), exact)
+    else:
+        dtype = torch.float16 if precision == "half" else torch.bfloat16
+        assert_close_as_eager("network", y.cpu().to(dtype), EachLayerRounded(fold, dtype)(x), exact)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        recorded = network(moved, valid)
+    recorded.zero_()
+    graph.replay()
+    assert torch.equal(recorded, y)
+
+
+def test_runs_on_the_current_stream(ours, backend):
+    case = ("block", "odd", 2, 37, 53, True)
+    plain, stream = ours(backend, case), torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        other = ours(backend, case)
+    assert all(torch.equal(plain[name], other[name]) for name in plain)

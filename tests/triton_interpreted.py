@@ -1,0 +1,263 @@
+"""The triton backend in Triton's interpreter, on CPU tensors; test_triton_kernels.py runs this file by itself.
+
+The interpreter is chosen by TRITON_INTERPRET=1 before triton is imported, hence the process of its own.
+"""
+
+import copy
+
+import pytest
+import test_ops
+import torch
+from cpu_cases import OPS, WIDTHS, call_reference, inputs, ours
+from test_cpu_kernels import NORMED, compare, folded, name_of, network_of, poisoned_memory  # noqa: F401
+from cuda_cases import cases_of, compare_low
+from test_cuda_backend import EachLayerRounded, LAYOUTS
+from test_model import SMALL, pair
+from tolerance import assert_close_as_eager
+
+import dblr_fast
+from dblr_fast import backends
+from dblr_fast.backends.triton_backend import TritonBackend
+from dblr_fast.engine import Engine
+from dblr_fast.triton_kernels import convolution, norm, planes, tuning, weight_gradient
+
+CPU = torch.device("cpu")
+LOW = (torch.float16, torch.bfloat16)
+BACKEND = TritonBackend()
+WIDTHS["small"] = (16, 32, 48)
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    """Ops, models and engines on CPU tensors run on the triton backend."""
+    monkeypatch.setitem(backends._instances, "triton", BACKEND)
+    with dblr_fast.use_backend("triton"):
+        yield BACKEND
+
+
+SIZES = (("odd", 1, 1, 1), ("small", 2, 1, 7))
+LARGER = [(op, "small", 1, 17, 23, op in NORMED) for op in ("stem_3d", "block", "reconstruct")]  # several blocks of pixels
+
+
+@pytest.mark.parametrize("case", [case for op in OPS for case in cases_of(op, SIZES)] + LARGER, ids=name_of)
+def test_float32(case):
+    compare(case, ours(BACKEND, case))
+
+
+@pytest.mark.parametrize("case", [case for op in OPS for case in cases_of(op, (("odd", 2, 3, 5),))], ids=name_of)
+def test_forward_without_gradients(case):
+    compare(case, ours(BACKEND, case, save=False))
+
+
+@pytest.mark.parametrize("case", [(op, "real", 1, 3, 5, True) for op in ("block",)], ids=name_of)
+def test_float32_at_the_networks_width(case):
+    compare(case, ours(BACKEND, case))
+
+
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+@pytest.mark.parametrize("case", [case for op in OPS for case in cases_of(op, (("small", 3, 3, 5),))], ids=name_of)
+def test_float16_and_bfloat16(case, dtype):
+    compare_low(case, ours(BACKEND, case, dtype), dtype)
+
+
+@pytest.mark.parametrize("op", ("conv_relu_residual", "reconstruct"))
+def test_float16_outputs_of_larger_pictures(op):
+    case = (op, "small", 1, 17, 23, op in NORMED)
+    compare_low(case, ours(BACKEND, case, torch.float16, save=False), torch.float16)
+
+
+@pytest.mark.parametrize("op", ("stem_3d", "block", "reconstruct"))
+def test_any_strides_give_the_same_bits_on_every_run(op):
+    case = (op, "small", 2, 1, 5, op in NORMED)
+    plain = ours(BACKEND, case)
+    for layout in list(LAYOUTS.values())[::2]:
+        other = ours(BACKEND, case, layout=layout)
+        for name in plain:
+            assert torch.equal(plain[name], other[name]), name
+        assert other["y"].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("op", ("stem_2d", "conv_relu_residual", "block", "reconstruct"))
+def test_inputs_are_left_alone_and_input_gradient_is_optional(op):
+    case = (op, "small", 2, 1, 5, op in NORMED)
+    tensors, running, grad = inputs(*case)
+    before = copy.deepcopy((tensors, running, grad))
+    full, part = ours(BACKEND, case), ours(BACKEND, case, need_x=False)
+    assert part.pop("dx") is None
+    for name in part:
+        assert torch.equal(part[name], full[name]), name
+    for a, b in zip((*tensors, *running, grad), (*before[0], *before[1], before[2])):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("level", ("half", "bf16"))
+@pytest.mark.parametrize("op", ("stem_3d", "conv_relu_residual"))
+def test_levels_convert_maps_on_the_way_in_and_out(op, level):
+    case = (op, "small", 2, 3, 5, op in NORMED)
+    dtype = torch.float16 if level == "half" else torch.bfloat16
+    tensors, running, _ = inputs(*case)
+    results = ours(BACKEND.at(level), case)
+    assert all(t.dtype == torch.float32 for t in results.values())
+    wide = call_reference(op, [t.to(dtype) for t in tensors], [t.to(dtype) for t in running], case[-1])
+    exact = call_reference(op, [t.double() for t in tensors], [t.double() for t in running], case[-1])
+    assert_close_as_eager(op, results["y"].to(dtype), wide, exact)
+    assert BACKEND.at("exact") is BACKEND and BACKEND.at(level).at("exact").level == "exact"
+
+
+# ---- kernels by themselves, where no op at these sizes takes every turn ----
+
+def test_weight_gradient_adds_many_ranges(monkeypatch):
+    g = torch.Generator().manual_seed(1)
+    x, dy = torch.randn(1, 40, 41, 16, generator=g), torch.randn(1, 40, 41, 32, generator=g)
+    assert weight_gradient.ranges_of(40 * 41, 128, 3)[0] > 2
+
+    def gradient(t):
+        weight = torch.zeros(32, 16, 3, 3, dtype=t, requires_grad=True)
+        y = torch.nn.functional.conv2d(x.permute(0, 3, 1, 2).to(t), weight, padding=1)
+        return torch.autograd.grad(y, weight, dy.permute(0, 3, 1, 2).to(t))[0]
+
+    ours = weight_gradient.weight_gradient(x, dy)
+    assert_close_as_eager("dw", ours, gradient(torch.float32), gradient(torch.float64))
+
+
+def test_statistics_of_a_large_mean_lose_nothing():
+    """Tiles are merged by their means and deviations: sums of squares would cancel."""
+    x = torch.randn(2, 19, 23, 16, generator=torch.Generator().manual_seed(2)) + 30
+    weight = torch.zeros(16, 16, 3, 3)
+    weight[range(16), range(16), 1, 1] = 1
+    z = convolution.convolve(x, convolution.pack_weights(weight, torch.float32), sums="statistics")
+    mean, var, _ = norm.statistics(z.partial, 2 * 19 * 23, z.tile, torch.ones(16), torch.zeros(16), 1e-5)
+
+    def torchs(t):
+        return torch.var_mean(x.to(t).flatten(0, 2), 0, correction=0)
+
+    assert torch.equal(z.y, x)
+    for name, got, eager, exact in zip(("var", "mean"), (var, mean), torchs(torch.float32), torchs(torch.float64)):
+        assert_close_as_eager(name, got, eager, exact)
+
+
+def test_planes_of_eleven_frames():
+    x = torch.rand(2, 11, 4, 6, generator=torch.Generator().manual_seed(3))
+    weight = torch.randn(20, 11, 3, 3, generator=torch.Generator().manual_seed(4)) * 0.1
+    y, partial = planes.convolve_planes(x, planes.pack_planes(weight, torch.float32), 20, sums=True)
+
+    def torchs(t):
+        return torch.nn.functional.conv2d(x.to(t), weight.to(t), padding=1)
+
+    assert_close_as_eager("y", y.permute(0, 3, 1, 2), torchs(torch.float32), torchs(torch.float64))
+    assert_close_as_eager("sum", norm.sums(partial)[0], torchs(torch.float32).sum((0, 2, 3)), torchs(torch.float64).sum((0, 2, 3)))
+
+
+def test_nan_passes_through():
+    case = ("conv_relu_residual", "small", 1, 5, 7, False)
+    tensors, running, _ = inputs(*case)
+    x = tensors[0].clone()
+    x[0, 0, 2, 3] = torch.nan
+    y = BACKEND.conv_bn_act(x, *tensors[1:5], *running, tensors[5], True, False, 1e-5, False)[0]
+    assert y[:, :, 1:4, 2:5].isnan().all() and y[:, :, :, 5:].isfinite().all()
+
+
+# ---- the network ----
+
+@pytest.mark.parametrize("precision", ("exact", "half", "bf16"))
+@torch.no_grad()
+def test_network(precision):
+    model = network_of(1)
+    fold = folded(model)
+    network = BACKEND.network(fold, precision, CPU)
+    x = torch.rand(1, 5, 7, 9)
+    y = network(x, (0, 7, 0, 9))
+    assert y.dtype == torch.float32 and y.shape == (1, 1, 7, 9)
+    exact = copy.deepcopy(model).double()(x.double())
+    if precision == "exact":
+        assert_close_as_eager("network", y, model(x), exact)
+    else:
+        dtype = torch.float16 if precision == "half" else torch.bfloat16
+        assert_close_as_eager("network", y.to(dtype), EachLayerRounded(fold, dtype)(x), exact)
+    assert torch.equal(network(x.transpose(2, 3).contiguous().transpose(2, 3), (2, 7, 1, 7)), y[:, :, 2:, 1:7])
+
+
+@pytest.mark.parametrize("variant,frames,tail_skip", [("3d", 7, False), ("multi", 5, True)])
+@torch.no_grad()
+def test_network_variants(variant, frames, tail_skip):
+    model = network_of(0, variant=variant, frames=frames, tail_skip=tail_skip)
+    network, x = BACKEND.network(folded(model), "exact", CPU), torch.rand(2, frames, 3, 5)
+    y = torch.cat([network(picture[None], (0, 3, 0, 5)) for picture in x])
+    assert_close_as_eager("network", y, model(x), copy.deepcopy(model).double()(x.double()))
+
+
+def test_training_step_of_a_model(chosen):
+    model, specification = pair(**SMALL)
+    x, target = torch.rand(2, 5, 4, 5), torch.rand(2, 1, 4, 5)
+
+    def step(module, dtype):
+        module = copy.deepcopy(module).to(dtype).train()
+        torch.nn.functional.mse_loss(module(x.to(dtype)), target.to(dtype)).backward()
+        named = {name: p.grad for name, p in module.named_parameters()}
+        return named | {name: b for name, b in module.named_buffers() if "running" in name}
+
+    results, eager, exact = step(model, torch.float32), step(specification, torch.float32), step(specification, torch.float64)
+    for name, value in results.items():
+        if name.endswith("conv.bias") and "blocks" in name or name in ("conv31.conv.bias", "conv32.conv.bias"):
+            assert (value == 0).all(), name
+        else:
+            # Gradients of one tensor after a dozen layers: judged on the scale of the largest of its kind.
+            kind = name.rsplit(".", 1)[-1]
+            scale = max(e.abs().max().item() for n, e in exact.items() if n.endswith(kind))
+            assert_close_as_eager(name, value, eager[name], exact[name], scale)
+
+
+@pytest.mark.parametrize("op", ("conv_bn_act", "residual_block"))
+def test_opcheck(op):
+    test_ops.test_opcheck("triton", True, op)
+    test_ops.test_opcheck_of_backward_and_inference("triton", op)
+
+
+def test_compiled_model_gives_the_same_bits(chosen):
+    model, x = pair(**SMALL)[0].train(), torch.rand(2, 5, 3, 4)
+    plain, compiled = copy.deepcopy(model), torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
+    for module in (plain, compiled):
+        module(x).sum().backward()
+    assert torch.equal(plain(x), compiled(x))
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(plain.parameters(), compiled.parameters()))
+
+
+@torch.no_grad()
+def test_engine(chosen):
+    model, specification = pair(**SMALL)
+    x = torch.rand(1, 5, 9, 11)
+    engine = Engine(model)
+    assert engine.backend == "triton"
+    y = engine(x)
+    assert_close_as_eager("engine", y, specification.eval()(x), copy.deepcopy(specification).double().eval()(x.double()))
+    tiled = Engine(model, tile=5)
+    tiled.halo = 3  # less than is exact: only that tiles run is asked here
+    assert tiled(x).shape == y.shape
+
+
+def test_autocast_gives_float32_parameters_their_gradients(chosen):
+    model, _ = pair(**SMALL)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = model.train()(torch.rand(2, 5, 3, 4))
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
+
+
+# ---- choice ----
+
+def test_float64_is_refused_by_name(chosen):
+    x, w, v = torch.rand(1, 4, 5, 5).double(), torch.rand(4, 4, 3, 3).double(), torch.ones(4).double()
+    with pytest.raises(ValueError, match="computes in float32, float16, bfloat16, not in float64; convert it"):
+        dblr_fast.ops.conv_bn_act(x, w, v, v, v, v, v)
+    with pytest.raises(RuntimeError, match="takes float32, float16 and bfloat16, got torch.float64"):
+        chosen.conv_bn_act(x, w, v, v, v, v, v, None, False, False, 1e-5, False)
+
+
+def test_precisions_and_devices():
+    assert BACKEND.precisions() == dict.fromkeys(("exact", "fast", "half", "bf16"))
+    assert BACKEND.unavailable() is None and BACKEND.unavailable(CPU) is None
+    assert "takes tensors on the CPU" in BACKEND.unavailable(torch.device("cuda"))
+    with pytest.raises(ValueError, match="there is no such level"):
+        BACKEND.network(folded(network_of(0)), "double", CPU)
+    assert tuning.device_facts(CPU).name == "interpreter"

@@ -47,7 +47,7 @@ class Mutant:
 MUTANTS = [
     Mutant("conv3x3: no barrier before pixels are replaced", "conv3x3.cuh",
            "if (half > 0) sync_threads();  // everyone has read the pixels before", "sync_threads();", "",
-           ("test_cuda_conv.py::test_convolution_of_a_large_map", "")),
+           CONV),
     Mutant("conv3x3: no wait for weights", "conv3x3.cuh", "copy_async_wait<0>();\n      sync_threads();  // this",
            "copy_async_wait<0>();", "", CONV),
     Mutant("conv3x3: no barrier after the wait", "conv3x3.cuh", "sync_threads();  // this step's weights",

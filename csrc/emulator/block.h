@@ -140,16 +140,30 @@ struct LoadedBox {  // a box on its way to shared memory
   SharedAddress to, barrier;
 };
 
+// Threads that can run, by warp, and the order in which they do.
+struct Ready {
+  std::vector<std::vector<Thread*>> threads;  // of each warp of the cluster
+  std::vector<std::size_t> warps;             // those that have any
+  std::size_t favoured = 0;
+  // Bits that are all zero in a drawn number when another warp than the favoured one runs next: with none of them
+  // warps advance together, with all of them one runs as far as it can before another does.
+  std::uint64_t loyalty = 0;
+
+  void reset(std::size_t count);
+  void add(Thread* thread);
+  Thread* take();  // null if there is none
+};
+
 struct Cluster {
   Grid grid{};
   const std::function<void()>* body = nullptr;
   std::vector<Block> blocks;
-  std::vector<Thread*> runnable;
+  Ready ready;
   std::vector<LoadedBox> in_flight;
   Gathering barrier;
   unsigned live = 0;
   std::string fault;
-  std::uint64_t laziness = 7;  // how seldom a box lands while threads can run
+  std::uint64_t laziness = 0;  // bits, as of Ready::loyalty: how seldom a box lands while threads can run
 };
 
 extern Cluster* cluster;

@@ -156,8 +156,6 @@ std::string run_all(Cluster& now, const Grid& grid) {
     now.live = grid.threads * grid.cluster;
     now.in_flight.clear();
     now.barrier = {};
-    constexpr std::uint64_t kLaziness[] = {0, 7, 255};
-    now.laziness = kLaziness[draw() % 3];
     run_cluster();
     if (now.fault.empty()) now.fault = check_end();
     for (unsigned i = 0; i < grid.cluster && now.fault.empty(); i++) {

@@ -1,6 +1,4 @@
 // Which thread runs next: any that can, at random.
-#include <algorithm>
-
 #include "block.h"
 
 emulated::Dim3 threadIdx, blockIdx, blockDim, gridDim;
@@ -60,10 +58,19 @@ std::string deadlock() {
   return text;
 }
 
+// Removes one element at random.
+template <class T> T take_any(std::vector<T>& from) {
+  const std::size_t i = from.size() == 1 ? 0 : draw() % from.size();
+  const T taken = from[i];
+  from[i] = from.back();
+  from.pop_back();
+  return taken;
+}
+
 // The next thread to run, or null at the end (or at a fault, which is noted).
 Thread* pick() {
-  std::vector<Thread*>& runnable = cluster->runnable;
-  while (!cluster->in_flight.empty() && (runnable.empty() || (draw() & cluster->laziness) == 0)) {
+  Ready& ready = cluster->ready;
+  while (!cluster->in_flight.empty() && (ready.warps.empty() || (draw() & cluster->laziness) == 0)) {
     try {
       land(draw() % cluster->in_flight.size());
     } catch (const Fault& error) {
@@ -71,14 +78,8 @@ Thread* pick() {
     }
     if (!cluster->fault.empty()) return nullptr;
   }
-  if (runnable.empty()) {
-    if (cluster->live != 0) cluster->fault = deadlock();
-    return nullptr;
-  }
-  const std::size_t i = runnable.size() == 1 ? 0 : draw() % runnable.size();
-  Thread* const thread = runnable[i];
-  runnable[i] = runnable.back();
-  runnable.pop_back();
+  Thread* const thread = ready.take();
+  if (!thread && cluster->live != 0) cluster->fault = deadlock();
   return thread;
 }
 
@@ -134,6 +135,34 @@ void entry() {
 
 }  // namespace
 
+void Ready::reset(std::size_t count) {
+  threads.resize(count);
+  for (std::vector<Thread*>& of_warp : threads) of_warp.clear();
+  warps.clear();
+}
+
+void Ready::add(Thread* thread) {
+  const std::size_t per_block = thread->block->warps.size();
+  const std::size_t warp = static_cast<std::size_t>(thread->block->rank) * per_block + thread->index / 32;
+  if (threads[warp].empty()) warps.push_back(warp);
+  threads[warp].push_back(thread);
+}
+
+Thread* Ready::take() {
+  if (warps.empty()) return nullptr;
+  if (threads[favoured].empty() || (draw() & loyalty) == 0) favoured = warps[draw() % warps.size()];
+  Thread* const thread = take_any(threads[favoured]);
+  if (threads[favoured].empty()) {
+    for (std::size_t& warp : warps) {
+      if (warp != favoured) continue;
+      warp = warps.back();
+      warps.pop_back();
+      break;
+    }
+  }
+  return thread;
+}
+
 std::uint64_t draw() {  // xorshift64*
   state ^= state >> 12;
   state ^= state << 25;
@@ -159,9 +188,13 @@ std::string hex(std::uint64_t v) {
 void fault(const char* instruction, const std::string& what) { throw Fault(std::string(instruction) + ": " + what); }
 
 void run_cluster() {
-  cluster->runnable.clear();
+  cluster->ready.reset(cluster->blocks.size() * cluster->blocks[0].warps.size());
+  constexpr std::uint64_t kBits[] = {0, 7, 255, 0xffffffff};
+  cluster->ready.loyalty = kBits[draw() % 4];
+  cluster->laziness = kBits[draw() % 4];
+  cluster->ready.favoured = 0;
   for (Block& block : cluster->blocks) {
-    for (Thread& thread : block.threads) cluster->runnable.push_back(&thread);
+    for (Thread& thread : block.threads) wake(&thread);
   }
   if (Thread* const first = pick()) go(main_fiber(), first);
   for (Block& block : cluster->blocks) {  // those left where they were at a fault
@@ -186,7 +219,7 @@ void wait(const char* instruction, SharedAddress at, int what_for) {
   me->waits = nullptr;
 }
 
-void wake(Thread* thread) { cluster->runnable.push_back(thread); }
+void wake(Thread* thread) { cluster->ready.add(thread); }
 
 void wake(std::vector<Thread*>& threads) {
   for (Thread* thread : threads) wake(thread);

@@ -111,8 +111,9 @@ def shifted_sum(taps, bias, y, blocks, height, width, y0, x0, rows, columns, are
     tl.store(y + picture.to(tl.int64) * rows * columns + at, narrow(acc, y.dtype.element_ty), mask=valid)
 
 
-def _options(dtype, cout):
-    return [dict(BLOCK_M=min(block_m(cout), 64), BLOCK_P=64 if dtype == torch.float32 else 128, num_warps=4)]
+def _option(cout: int) -> dict:
+    """The one configuration: a thread gathers 32 of a block's values, each by an address of its own."""
+    return dict(BLOCK_M=min(block_m(cout), 64), BLOCK_P=64, num_warps=4)
 
 
 def pack_planes(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -132,7 +133,7 @@ def convolve_planes(x: Tensor, weights: Tensor, cout: int, *, bias: Tensor | Non
                     mask: Tensor | None = None, sums: bool = False, tf32: bool = False) -> tuple[Tensor, Tensor | None]:
     """(y (N, H, W, cout) of the weights' type, partial sums (tiles, 2, cout) or None); x (N, T, H, W) in any strides."""
     n, t, h, w = x.shape
-    option, = _options(weights.dtype, cout)
+    option = _option(cout)
     tiles = ceil_div(n * h * w, option["BLOCK_P"])
     y = torch.empty((n, h, w, cout), dtype=weights.dtype, device=x.device)
     partial = torch.empty((tiles, 2, cout), device=x.device) if sums else None
@@ -146,7 +147,7 @@ def planes_gradient(x: Tensor, dy: Tensor, *, tf32: bool = False, dtype: torch.d
     """dw (COUT, T, 3, 3) of planes x (N, T, H, W) in any strides and a map dy (N, H, W, COUT)."""
     n, t, h, w = x.shape
     cout = dy.shape[3]
-    option = _options(dy.dtype, cout)[0] | dict(BLOCK_P=64)
+    option = _option(cout)
     blocks = ceil_div(cout, option["BLOCK_M"])
     ranges, each = ranges_of(n * h * w, option["BLOCK_P"], blocks)
     partial = torch.empty((ranges, cout * 9 * t), device=x.device)

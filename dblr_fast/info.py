@@ -83,7 +83,7 @@ def _triton() -> str:
 
 
 def _automatic() -> str:
-    """The backend that each device gets unless one is asked for; those before it in order say below why they are off."""
+    """The backend that each device gets unless one is asked for; those before it say below why they are off."""
     import torch
 
     from .backends import select

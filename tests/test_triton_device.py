@@ -4,15 +4,16 @@ import cpu_cases
 import pytest
 import torch
 from cpu_cases import OPS
-from test_cpu_kernels import NORMED, compare, folded, name_of, network_of
 from cuda_cases import cases_of, compare_low
+from test_cpu_kernels import NORMED, compare, folded, name_of, network_of
 from test_cuda_backend import EachLayerRounded
 from tolerance import assert_close_as_eager
 
 from dblr_fast import backends
 
 REASON = backends.get("triton").unavailable()
-pytestmark = pytest.mark.skipif(REASON is not None or not torch.cuda.is_available(), reason=f"no GPU for Triton: {REASON}")
+pytestmark = pytest.mark.skipif(REASON is not None or not torch.cuda.is_available(),
+                                reason=f"no GPU for Triton: {REASON}")
 
 SIZES = (("odd", 1, 1, 1), ("odd", 3, 1, 7), ("odd", 2, 3, 5), ("real", 1, 37, 53), ("odd", 1, 129, 131))
 CASES = [case for op in OPS for case in cases_of(op, SIZES)]
@@ -25,7 +26,8 @@ def ours(monkeypatch):
     plain = cpu_cases.inputs
 
     def moved(*case):
-        return tuple(tuple(t.to(GPU) for t in part) if isinstance(part, tuple) else part.to(GPU) for part in plain(*case))
+        return tuple(tuple(t.to(GPU) for t in part) if isinstance(part, tuple) else part.to(GPU)
+                     for part in plain(*case))
 
     def run(*args, **kwargs):
         with monkeypatch.context() as patch:

@@ -40,7 +40,8 @@ def kernel(monkeypatch, tmp_path):
     monkeypatch.setattr(tuning, "_started", set())
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     timed = []
-    monkeypatch.setattr(tuning, "_seconds", lambda k, g, a, option: timed.append(option) or abs(option["BLOCK_P"] - 128))
+    monkeypatch.setattr(tuning, "_seconds",
+                        lambda kernel, grid, arguments, o: timed.append(o) or abs(o["BLOCK_P"] - 128))
     kernel = Kernel()
     kernel.timed = timed
     return kernel

@@ -9,9 +9,9 @@ import pytest
 import test_ops
 import torch
 from cpu_cases import OPS, WIDTHS, call_reference, inputs, ours
-from test_cpu_kernels import NORMED, compare, folded, name_of, network_of, poisoned_memory  # noqa: F401
 from cuda_cases import cases_of, compare_low
-from test_cuda_backend import EachLayerRounded, LAYOUTS
+from test_cpu_kernels import NORMED, compare, folded, name_of, network_of, poisoned_memory  # noqa: F401
+from test_cuda_backend import LAYOUTS, EachLayerRounded
 from test_model import SMALL, pair
 from tolerance import assert_close_as_eager
 
@@ -36,7 +36,7 @@ def chosen(monkeypatch):
 
 
 SIZES = (("odd", 1, 1, 1), ("small", 2, 1, 7))
-LARGER = [(op, "small", 1, 17, 23, op in NORMED) for op in ("stem_3d", "block", "reconstruct")]  # several blocks of pixels
+LARGER = [(op, "small", 1, 17, 23, op in NORMED) for op in ("stem_3d", "block", "reconstruct")]  # several blocks
 
 
 @pytest.mark.parametrize("case", [case for op in OPS for case in cases_of(op, SIZES)] + LARGER, ids=name_of)
@@ -145,7 +145,8 @@ def test_planes_of_eleven_frames():
         return torch.nn.functional.conv2d(x.to(t), weight.to(t), padding=1)
 
     assert_close_as_eager("y", y.permute(0, 3, 1, 2), torchs(torch.float32), torchs(torch.float64))
-    assert_close_as_eager("sum", norm.sums(partial)[0], torchs(torch.float32).sum((0, 2, 3)), torchs(torch.float64).sum((0, 2, 3)))
+    totals = (torchs(t).sum((0, 2, 3)) for t in (torch.float32, torch.float64))
+    assert_close_as_eager("sum", norm.sums(partial)[0], *totals)
 
 
 def test_nan_passes_through():
@@ -196,7 +197,8 @@ def test_training_step_of_a_model(chosen):
         named = {name: p.grad for name, p in module.named_parameters()}
         return named | {name: b for name, b in module.named_buffers() if "running" in name}
 
-    results, eager, exact = step(model, torch.float32), step(specification, torch.float32), step(specification, torch.float64)
+    results, eager = step(model, torch.float32), step(specification, torch.float32)
+    exact = step(specification, torch.float64)
     for name, value in results.items():
         if name.endswith("conv.bias") and "blocks" in name or name in ("conv31.conv.bias", "conv32.conv.bias"):
             assert (value == 0).all(), name
@@ -229,7 +231,8 @@ def test_engine(chosen):
     engine = Engine(model)
     assert engine.backend == "triton"
     y = engine(x)
-    assert_close_as_eager("engine", y, specification.eval()(x), copy.deepcopy(specification).double().eval()(x.double()))
+    exact = copy.deepcopy(specification).double().eval()(x.double())
+    assert_close_as_eager("engine", y, specification.eval()(x), exact)
     tiled = Engine(model, tile=5)
     tiled.halo = 3  # less than is exact: only that tiles run is asked here
     assert tiled(x).shape == y.shape

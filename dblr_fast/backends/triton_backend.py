@@ -1,4 +1,4 @@
-"""The ops and the network as Triton kernels (dblr_fast.triton_kernels): a GPU's path that needs no compiler but Triton's.
+"""The ops and the network as Triton kernels (dblr_fast.triton_kernels): a GPU path with no compiler but Triton's.
 
 Here maps become dense (N, H, W, C) tensors, and each op becomes a row of launches on the current stream of the
 tensors' device. float32 multiplies exactly, or as TF32 at precision `fast`; float16 and bfloat16 multiply as they are;
@@ -26,7 +26,8 @@ def _load():
         from .. import triton_kernels
         from ..triton_kernels import common, convolution, norm, planes, weight_gradient  # noqa: F401
     except ImportError as error:
-        return None, f"Triton cannot be imported ({error}); install it with `pip install triton`, or take the torch backend"
+        return None, (f"Triton cannot be imported ({error}); install it with `pip install triton`, or take the torch "
+                      f"backend")
     return triton_kernels, None
 
 
@@ -45,7 +46,7 @@ def _float(*tensors: Tensor) -> list[Tensor]:
 
 
 def _on_device(method):
-    """Runs an op on its first tensor's device; at `half` and `bf16` float32 maps are converted on the way in and out."""
+    """Runs an op on its first tensor's device; at `half` and `bf16` converts float32 maps on the way in and out."""
     @functools.wraps(method)
     def wrapped(self, first, *args):
         if first.dtype not in self.dtypes:

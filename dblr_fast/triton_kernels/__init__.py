@@ -1,4 +1,4 @@
-"""The ops as Triton kernels over dense maps (N, H, W, C), and what launches them; nothing here knows modules or autograd.
+"""The ops as Triton kernels over dense maps (N, H, W, C), and what launches them; no modules, no autograd.
 
 Importing this package imports triton; it compiles nothing until a kernel is launched.
 """

@@ -28,7 +28,8 @@ def _coefficients(gamma, beta, bias, mean, var, scale, shift, invstd, offset, c,
         mean -= tl.load(bias + c, mask=keep, other=0.0).to(tl.float64)
     scaled = tl.load(gamma + c, mask=keep, other=0.0).to(tl.float64) * inverse
     tl.store(scale + c, scaled.to(tl.float32), mask=keep)
-    tl.store(shift + c, (tl.load(beta + c, mask=keep, other=0.0).to(tl.float64) - mean * scaled).to(tl.float32), mask=keep)
+    shifted = tl.load(beta + c, mask=keep, other=0.0).to(tl.float64) - mean * scaled
+    tl.store(shift + c, shifted.to(tl.float32), mask=keep)
     tl.store(invstd + c, inverse.to(tl.float32), mask=keep)
     tl.store(offset + c, (-mean * inverse).to(tl.float32), mask=keep)
 
@@ -62,7 +63,8 @@ def merge_statistics(partial, gamma, beta, mean, var, scale, shift, invstd, offs
         t = start + row
         there = (t < tiles)[:, None] & keep[None, :]
         count = tl.minimum(pixels - t * TILE, TILE).to(tl.float64)[:, None]
-        off = tl.load(partial + (t * 2 * C)[:, None] + c[None, :], mask=there, other=0.0).to(tl.float64) - average[None, :]
+        off = tl.load(partial + (t * 2 * C)[:, None] + c[None, :], mask=there, other=0.0).to(tl.float64)
+        off -= average[None, :]
         squares = tl.load(partial + (t * 2 * C + C)[:, None] + c[None, :], mask=there, other=0.0).to(tl.float64)
         total += tl.where(there, squares + off * off * count, 0.0)
     variance = tl.sum(total, 0) / pixels
@@ -123,7 +125,7 @@ def _masked(grad, z, scale, shift, at, c, channel, keep, MASK: tl.constexpr):
 @triton.jit(do_not_specialize=SIZES)
 def norm_backward_sums(grad, z, scale, shift, invstd, offset, masked, partial, pixels, C: tl.constexpr,
                        MASK: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
-    """partial (tiles of ROWS pixels, 2, C): sums of g and g * xhat (without invstd, of g twice); masked, if given, takes g."""
+    """partial (tiles of ROWS pixels, 2, C): sums of g and g * xhat (without invstd, g twice); masked takes g."""
     tile = tl.program_id(0)
     c = tl.arange(0, BLOCK_C)
     channel = c < C
@@ -183,7 +185,8 @@ def _norm(channels: int, device) -> Norm:
     return Norm(*torch.empty((4, channels), device=device))
 
 
-def coefficients(gamma: Tensor, beta: Tensor, bias: Tensor, mean: Tensor, var: Tensor, training: bool, eps: float) -> Norm:
+def coefficients(gamma: Tensor, beta: Tensor, bias: Tensor, mean: Tensor, var: Tensor, training: bool,
+                 eps: float) -> Norm:
     """mean, var: with training the batch's of z, else the running ones of z + bias."""
     norm = _norm(len(gamma), gamma.device)
     tuning.launch(norm_coefficients, 1, dict(
@@ -192,7 +195,8 @@ def coefficients(gamma: Tensor, beta: Tensor, bias: Tensor, mean: Tensor, var: T
     return norm
 
 
-def statistics(partial: Tensor, pixels: int, tile: int, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor, Norm]:
+def statistics(partial: Tensor, pixels: int, tile: int, gamma: Tensor, beta: Tensor, eps: float
+               ) -> tuple[Tensor, Tensor, Norm]:
     """(mean, biased variance, coefficients) of `convolve`'s partial statistics over tiles of `tile` pixels."""
     tiles, _, channels = partial.shape
     mean, var = (torch.empty(channels, device=partial.device) for _ in range(2))  # an op's outputs share no memory
@@ -219,18 +223,21 @@ def apply(z: Tensor, norm: Norm, relu: bool, add: Tensor | None) -> Tensor:
     return y
 
 
-def backward_sums(grad: Tensor, z: Tensor, norm: Norm | None, mask: str, masked: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def backward_sums(grad: Tensor, z: Tensor, norm: Norm | None, mask: str, masked: Tensor | None = None
+                  ) -> tuple[Tensor, Tensor]:
     """(sum of g, sum of g * xhat), g the masked gradient; without norm the sum of g twice."""
     pixels, channels, block = _pixels(z), z.shape[-1], _block(z.shape[-1])
     tiles = ceil_div(pixels, ROWS)
     partial = torch.empty((tiles, 2, channels), device=z.device)
     vectors = dict(vars(norm)) if norm else dict(scale=None, shift=None, invstd=None, offset=None)
     tuning.launch(norm_backward_sums, tiles, dict(
-        grad=grad, z=z, **vectors, masked=masked, partial=partial, pixels=pixels, C=channels, MASK=mask, ROWS=ROWS, **block))
+        grad=grad, z=z, **vectors, masked=masked, partial=partial, pixels=pixels, C=channels, MASK=mask, ROWS=ROWS,
+        **block))
     return sums(partial)
 
 
-def backward_apply(grad: Tensor, z: Tensor, norm: Norm, dbeta: Tensor, dgamma: Tensor, mask: str, training: bool) -> Tensor:
+def backward_apply(grad: Tensor, z: Tensor, norm: Norm, dbeta: Tensor, dgamma: Tensor, mask: str,
+                   training: bool) -> Tensor:
     dz, block = torch.empty_like(z), _block(z.shape[-1])
     tuning.launch(norm_backward_apply, ceil_div(_pixels(z), block["BLOCK_P"]), dict(
         grad=grad, z=z, **vars(norm), dbeta=dbeta, dgamma=dgamma, dz=dz, pixels=_pixels(z), C=z.shape[-1], MASK=mask,

@@ -37,7 +37,7 @@ def _gather(x, at, valid, height, width, stride_n, stride_t, stride_y, stride_x,
 def planes_convolution(x, weights, y, bias, mask, partial, pixels, height, width, stride_n, stride_t, stride_y,
                        stride_x, COUT: tl.constexpr, TERMS: tl.constexpr, RELU: tl.constexpr, PRODUCTS: tl.constexpr,
                        BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr):
-    """y (N, H, W, COUT) = mask(act(conv + bias)); weights (COUT padded, BLOCK_K). partial (tiles, 2, COUT): sums of y."""
+    """y (N, H, W, COUT) = mask(act(conv + bias)); weights (COUT padded, BLOCK_K); partial (tiles, 2, COUT): sums."""
     BLOCKS_M: tl.constexpr = (COUT + BLOCK_M - 1) // BLOCK_M
     tile = tl.program_id(0) // BLOCKS_M
     m = tl.program_id(0) % BLOCKS_M * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -91,7 +91,7 @@ def planes_gradient_partial(x, dy, partial, pixels, height, width, stride_n, str
 
 @triton.jit(do_not_specialize=SIZES)
 def shifted_sum(taps, bias, y, blocks, height, width, y0, x0, rows, columns, area, BLOCK: tl.constexpr):
-    """y[p] = bias + the sum over blocks of channels and taps of taps[block][tap][p + tap], rows y0.. and columns x0.."""
+    """y[p] = bias + the sum over blocks of channels and taps of taps[block][tap][p + tap], from row y0, column x0."""
     picture = tl.program_id(1)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     valid = at < rows * columns
@@ -131,7 +131,7 @@ def _geometry(x, n, h, w):
 
 def convolve_planes(x: Tensor, weights: Tensor, cout: int, *, bias: Tensor | None = None, relu: bool = False,
                     mask: Tensor | None = None, sums: bool = False, tf32: bool = False) -> tuple[Tensor, Tensor | None]:
-    """(y (N, H, W, cout) of the weights' type, partial sums (tiles, 2, cout) or None); x (N, T, H, W) in any strides."""
+    """(y (N, H, W, cout) of the weights' type, partial sums (tiles, 2, cout) or None); x (N, T, H, W), any strides."""
     n, t, h, w = x.shape
     option = _option(cout)
     tiles = ceil_div(n * h * w, option["BLOCK_P"])
@@ -158,7 +158,7 @@ def planes_gradient(x: Tensor, dy: Tensor, *, tf32: bool = False, dtype: torch.d
 
 
 def sum_taps(taps: Tensor, bias: Tensor, dtype: torch.dtype, valid: tuple[int, int, int, int] | None = None) -> Tensor:
-    """(N, 1, H, W) of tap planes (blocks, 9, N, H, W), or rows y0..y1 and columns x0..x1 of valid = (y0, y1, x0, x1)."""
+    """(N, 1, H, W) of tap planes (blocks, 9, N, H, W), or rows y0..y1, columns x0..x1 of valid = (y0, y1, x0, x1)."""
     blocks, _, n, h, w = taps.shape
     y0, y1, x0, x1 = valid or (0, h, 0, w)
     y = torch.empty((n, 1, y1 - y0, x1 - x0), dtype=dtype, device=taps.device)

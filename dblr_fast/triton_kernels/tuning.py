@@ -60,7 +60,8 @@ def convolution(dtype, cout, tf32, sums, taps, device) -> list[dict]:
     if dtype == torch.float32 and not tf32:
         found = [(min(rows, 64), 64, 8, 2), (min(rows, 64), 64, 4, 2), (min(rows, 64), 128, 8, 2)]
     elif rows == 128:
-        found = [(128, 256, 8, 3), (128, 128, 8, 3), (128, 128, 4, 3), (64, 256, 4, 3), (128, 128, 8, 2), (64, 128, 4, 3)]
+        found = [(128, 256, 8, 3), (128, 128, 8, 3), (128, 128, 4, 3), (64, 256, 4, 3), (128, 128, 8, 2),
+                 (64, 128, 4, 3)]
     else:
         found = [(rows, 128, 4, 4), (rows, 128, 4, 3), (rows, 128, 4, 2)]
         if not sums:  # which keep more in registers than 256 pixels leave room for
@@ -86,7 +87,8 @@ def weight_gradient(dtype, cin, cout, tf32, device) -> list[dict]:
     shape = dict(BLOCK_M=min(block_m(cout), side), BLOCK_C=min(block_m(cin), side), BLOCK_P=side,
                  num_warps=4 if device_facts(device).hopper else 8)
     step = side * 4 * side * dtype.itemsize  # pixels of dy and, three times, of x
-    return [shape | dict(num_stages=stages) for stages in (2, 3) if stages == 2 or 3 * step <= device_facts(device).shared]
+    stages = (2, 3) if 3 * step <= device_facts(device).shared else (2,)
+    return [shape | dict(num_stages=n) for n in stages]
 
 
 def launch(kernel, grid, arguments: dict, options: list[dict] | None = None) -> None:

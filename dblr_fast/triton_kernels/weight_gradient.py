@@ -32,7 +32,10 @@ def _tap(acc, d, x, offset, c, px, dx, rows_inside, scales, shifts, width, CIN: 
 def weight_gradient_partial(x, dy, scale_in, shift_in, partial, pixels, height, width, pixels_of_a_range,
                             CIN: tl.constexpr, COUT: tl.constexpr, RELU_IN: tl.constexpr, PRODUCTS: tl.constexpr,
                             BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr):
-    """partial[range][tap][out][in] = sum over the range's pixels p of dy[p][out] * act(x * scale_in + shift_in)[p + tap][in]."""
+    """partial[range][tap][out][in] = sum over the range's pixels p of dy[p][out] * s[p + tap][in].
+
+    s = act(x * scale_in + shift_in), x itself without scale_in.
+    """
     BLOCKS_M: tl.constexpr = (COUT + BLOCK_M - 1) // BLOCK_M
     BLOCKS_C: tl.constexpr = (CIN + BLOCK_C - 1) // BLOCK_C
     part = tl.program_id(0)

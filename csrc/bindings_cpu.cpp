@@ -159,8 +159,8 @@ void bind_reconstruct(py::module_& m) {
             const auto xs = any_map<const T>(x, "x");
             const ConvPair<T> p = conv_pair<T>(weights, xs.c);
             const Run<T> run(threads);
-            const Weights<T> first(run, forward_filter(p.w1, p.middle, p.in), p.b1);
-            const Weights<T> second(run, forward_filter(p.w2, p.out, p.middle), p.b2);
+            const Weights<T> first = weights_for(run, forward_filter(p.w1, p.middle, p.in), p.b1);
+            const Weights<T> second = weights_for(run, forward_filter(p.w2, p.out, p.middle), p.b2);
             const Weights<T> last(run, tap_filter<T>(array<T>(w3, "w3", {1, p.out, 3, 3}), p.out));
             reconstruct<T>(run, xs, {&first, &second, &last, *array<T>(b3, "b3", {1})}, whole(xs.h, xs.w),
                            planes<T>(taps, xs.n, xs.h, xs.w), map<T>(y, "y", {xs.n, 1, xs.h, xs.w}),
@@ -205,13 +205,16 @@ Rect valid_part(const Corners& v, Index h, Index w) {
 void bind_network(py::module_& m) {
   py::class_<Network>(m, "Network")
       .def(py::init([](int threads, std::array<View, 4> stem, std::vector<std::pair<View, View>> body,
-                       std::array<View, 4> tail, View w3, View b3, bool tail_skip) {
+                       std::array<View, 4> tail, View w3, View b3, bool tail_skip, int tile) {
              const ConvPair<float> head = conv_pair<float>(stem, stem[0].shape[1]);
              const ConvPair<float> end = conv_pair<float>(tail, head.out);
              if (end.middle != end.out) throw std::invalid_argument("w1 and w2 of the tail must have as many outputs.");
              if (body.empty() || body.size() % 2) {
                throw std::invalid_argument("body must hold an even number of convolutions, at least two, got " +
                                            std::to_string(body.size()) + ".");
+             }
+             if (tile != 4 && tile != 6) {
+               throw std::invalid_argument("tile must be 4 or 6, got " + std::to_string(tile) + ".");
              }
              std::vector<Network::Layer> layers;
              for (const auto& [w, b] : body) {
@@ -220,7 +223,7 @@ void bind_network(py::module_& m) {
              }
              return std::make_unique<Network>(threads, Network::Shape{head.in, head.middle, head.out, end.out}, head,
                                               layers, end, array<float>(w3, "w3", {1, end.out, 3, 3}),
-                                              *array<float>(b3, "b3", {1}), tail_skip);
+                                              *array<float>(b3, "b3", {1}), tail_skip, tile);
            }),
            py::call_guard<py::gil_scoped_release>())
       .def("workspace_bytes",

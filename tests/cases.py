@@ -9,6 +9,12 @@ SIZES = ((1, 1), (1, 7), (3, 5), (37, 53))
 OPS = ("stem", "stem_2d", "conv_bn_act", "conv_bn_act_plain", "residual_block", "reconstruct")
 
 
+def winograd_layers(backend, op, name):
+    """How many convolutions on the way to a result may have gone through Winograd's transforms."""
+    forward = 2 if op in ("residual_block", "reconstruct") else 1
+    return (2 * forward if name.startswith("gradient") else forward) if backend == "cpu" else 0
+
+
 def convolution(out, inner, generator, spatial=(3, 3)):
     """He-initialised weight and a small bias, so that maps keep their scale."""
     fan_in = inner * torch.Size(spatial).numel()

@@ -135,6 +135,15 @@ def eager(case, dtype):
     return {name: max((r[name] for r in runs), key=lambda t: ulps(t, name)) for name in exact}
 
 
+def winograd_layers(case, name):
+    """How many convolutions on the way to a result of `ours` go through Winograd's transforms."""
+    op, widths = case[:2]
+    if widths == "odd":
+        return 0
+    forward = {"block": 2, "reconstruct": 2}.get(op, 1)
+    return 2 * forward if name.startswith("d") else forward
+
+
 def gradient_names(op):
     if op.startswith("stem"):
         return "dx", "dw1", "db1", "dw2", "db2"

@@ -9,7 +9,7 @@ import threading
 import cpu_cases
 import pytest
 import torch
-from cpu_cases import OPS, eager, inputs, ours, reference
+from cpu_cases import OPS, eager, inputs, ours, reference, winograd_layers
 from tolerance import assert_close_as_eager
 
 import python_ref
@@ -80,7 +80,8 @@ def compare(case, results, dtype=torch.float32):
         if case[-1] and name in ("db", "db1", "db2") and case[0] in NORMED:
             assert (value == 0).all(), f"{name}: batch norm removes what a bias adds, got {value.abs().max()}"
         else:
-            assert_close_as_eager(f"{name_of(case)} {name}", value, plain[name], exact[name], scale_of(case, name, exact))
+            assert_close_as_eager(f"{name_of(case)} {name}", value, plain[name], exact[name],
+                                  scale_of(case, name, exact), winograd_layers(case, name))
 
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)
@@ -220,19 +221,26 @@ def test_network(isa, variant, frames, tail_skip, blocks, h, w):
     network = BACKEND.network(folded(model), "exact", torch.device("cpu"))
     x = torch.rand(16 if h * w < 100 else 1, frames, h, w)  # enough values to judge by
     y = torch.cat([network(picture[None], (0, h, 0, w)) for picture in x])
-    assert_close_as_eager("network", y, model(x), copy.deepcopy(model).double()(x.double()))
+    tiny = h * w < 100  # too few values to learn from them what eager torch errs
+    assert_close_as_eager("network", y, model(x), copy.deepcopy(model).double()(x.double()), winograd=int(tiny))
     assert torch.equal(y[:1], network(LAYOUTS["transposed"](x[:1]), (0, h, 0, w)))
 
 
 @torch.no_grad()
-def test_network_on_a_part_gives_the_bits_of_the_whole(isa):
-    network = BACKEND.network(folded(network_of(1)), "exact", torch.device("cpu"))
+def test_network_on_a_part_agrees_with_the_whole(isa):
+    """Up to rounding: Winograd's tiles on the part's border hold zeros for what lies outside and does not count."""
+    model = network_of(1)
+    network = BACKEND.network(folded(model), "exact", torch.device("cpu"))
     x = torch.rand(1, 5, 41, 67)
-    whole = network(x, (0, 41, 0, 67))
+    eager, exact = model(x), copy.deepcopy(model).double()(x.double())
     for y0, y1, x0, x1 in ((0, 41, 0, 67), (0, 1, 0, 1), (40, 41, 66, 67), (7, 30, 20, 21), (13, 29, 9, 60)):
+        parts = []
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            assert torch.equal(network(x, (y0, y1, x0, x1)), whole[:, :, y0:y1, x0:x1])
+            parts.append(network(x, (y0, y1, x0, x1)))
+        assert torch.equal(*parts)
+        here = (..., slice(y0, y1), slice(x0, x1))
+        assert_close_as_eager("part", parts[0], eager[here], exact[here], exact.abs().max().item(), winograd=1)
     with pytest.raises(ValueError, match="within 41 x 67"):
         network(x, (0, 42, 0, 67))
 
@@ -243,7 +251,8 @@ def test_network_reuses_its_workspace_and_serves_threads_at_once():
     pictures = [torch.rand(1, 5, h, 40) for h in (40, 20, 30)]
     expected = [network(x, (0, x.shape[2], 0, 40)) for x in pictures]
     assert len(network._spare) == 1
-    assert network.workspace_bytes(40, 40) > network._spare[0].numel() >= 3 * 64 * 40 * 40 * 4
+    assert network.workspace_bytes(40, 40) > network._spare[0].numel() > 0
+    assert network.workspace_bytes(4000, 40) == network.workspace_bytes(1000, 40), "rows are to be streamed"
     address, failures = network._spare[0].data_ptr(), []
     network(pictures[1], (0, 20, 0, 40))
     assert network._spare[0].data_ptr() == address
@@ -262,7 +271,17 @@ def test_network_reuses_its_workspace_and_serves_threads_at_once():
     assert not failures
 
 
-def test_network_offers_exact_alone():
+@torch.no_grad()
+def test_fast_errs_little_more(isa):
+    """F(6x6): 2 to 4 times the error of eager torch is what the level promises (README, "Precision")."""
+    model = network_of(2)
+    x = torch.rand(1, 5, 37, 53)
+    y = BACKEND.network(folded(model), "fast", torch.device("cpu"))(x, (0, 37, 0, 53))
+    exact, eager = copy.deepcopy(model).double()(x.double()), model(x)
+    assert (y - exact).norm() < 4 * (eager - exact).norm()
+
+
+def test_network_offers_float32_alone():
     with pytest.raises(ValueError, match="float32 alone"):
         BACKEND.network(folded(network_of(0)), "half", torch.device("cpu"))
 

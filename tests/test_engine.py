@@ -38,22 +38,22 @@ def test_parity(backend, models, size):
 
 @pytest.mark.parametrize("tile", [7, 24, 64])
 def test_tiles_agree_with_the_whole(backend, tile):
-    """With the exact halo the only difference left is the order of sums in the libraries of other backends."""
+    """With the exact halo the only difference left is rounding: the order of sums, and Winograd's tiles at borders."""
     ours, specification = pair(width=16, blocks=2)
     x = torch.rand(1, 5, 61, 83)
     whole, tiled = Engine(ours, tile="off")(x), Engine(ours, tile=tile)(x)
-    if backend == "cpu":
-        assert torch.equal(whole, tiled)
     with torch.no_grad():
         exact = copy.deepcopy(specification).double().eval()(x.double())
         eager = specification.eval()(x)
+    assert_close_as_eager("whole", whole, eager, exact)
     assert_close_as_eager("tiled", tiled, eager, exact)
 
 
 def test_halo_is_what_the_network_sees(models):
-    """A pixel further away than the halo changes nothing; one at the halo does."""
+    """A pixel further away than the halo changes nothing; one at the halo does. By torch's direct convolutions: in
+    Winograd's tiles rounding travels a few pixels further."""
     ours, _ = models
-    engine = Engine(ours, tile="off")
+    engine = Engine(ours, tile="off", backend="torch")
     assert engine.halo == 35
     x = torch.rand(1, 5, 80, 5)
     y = engine(x)

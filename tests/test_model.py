@@ -47,8 +47,8 @@ def pair(seed=0, **arguments):
     return ours, specification
 
 
-def assert_all_close(mine, eager, exact):
-    """The one rule for every result of a training step.
+def assert_all_close(mine, eager, exact, backend, model):
+    """The one rule for every result of a training step of `model` on a backend.
 
     The last bias is judged together with its layer's weight: its gradient is a single value, and the error of
     one value, eager's or ours, may be next to nothing by luck.
@@ -57,8 +57,9 @@ def assert_all_close(mine, eager, exact):
         last = [results.pop(f"gradient of conv35.{name}").flatten() for name in ("weight", "bias")]
         return {**results, "gradient of conv35": torch.cat(last)}
     mine, eager, exact = (joined(dict(r)) for r in (mine, eager, exact))
+    layers = len(model.body()) + 5 if backend == "cpu" else 0
     for name in exact:
-        assert_close_as_eager(name, mine[name], eager[name], exact[name])
+        assert_close_as_eager(name, mine[name], eager[name], exact[name], winograd=layers * (1 + ("gradient" in name)))
 
 
 def target_like(y):
@@ -74,6 +75,23 @@ def results(model, x):
     out.update({f"gradient of {n}": p.grad for n, p in model.named_parameters()})
     out.update({n: b for n, b in model.named_buffers() if "running" in n})
     return out
+
+
+def input_clear_of_zero(model, *shape):
+    """Of 30 random inputs the one that keeps all values before a ReLU furthest from zero, in float64.
+
+    A ReLU's gradient jumps at zero: where rounding carries a value across, gradients differ by what is no error.
+    """
+    def clearance(x):
+        nearest = []
+        plain = nn.functional.relu
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(nn.functional, "relu", lambda v: nearest.append(v.abs().min().item()) or plain(v))
+            with torch.no_grad():
+                copy.deepcopy(model).double()(x.double())
+        return min(nearest)
+    g = torch.Generator().manual_seed(1)
+    return max((torch.rand(*shape, generator=g) for _ in range(30)), key=clearance)
 
 
 def test_parameters_of_table_1():
@@ -105,23 +123,24 @@ def test_training_parity(backend, arguments):
     exact = results(specification.double(), x.double())
     with dblr_fast.use_backend(backend):
         mine = results(ours, x)
-    assert_all_close(mine, eager, exact)
+    assert_all_close(mine, eager, exact, backend, ours)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_whole_network_parity(backend):
     """Table I's own widths and depth: a training step, then evaluation on the engine and on the ops."""
     ours, specification = pair()
-    x = torch.rand(2, 5, 21, 17, generator=torch.Generator().manual_seed(1))
+    x = input_clear_of_zero(specification, 2, 5, 9, 7)
     eager = results(copy.deepcopy(specification), x)
     exact_model = copy.deepcopy(specification).double()
     exact = results(exact_model, x.double())
     with dblr_fast.use_backend(backend):
         mine = results(ours, x)
-        assert_all_close(mine, eager, exact)
+        assert_all_close(mine, eager, exact, backend, ours)
         specification, exact_model = specification.eval(), copy.deepcopy(specification).double().eval()
         ours.load_state_dict(specification.state_dict())
         ours.eval()
+        x = torch.rand(2, 5, 21, 17, generator=torch.Generator().manual_seed(1))
         with torch.no_grad():
             eager, exact, on_engine = specification(x), exact_model(x.double()), ours(x)
         on_ops = ours(x).detach()
@@ -136,11 +155,16 @@ def test_identity_is_exact(backend, arguments):
     x = torch.rand(2, model.frames, 11, 14)
     centre = x[:, model.frames // 2:model.frames // 2 + 1]
     with dblr_fast.use_backend(backend):
-        assert torch.equal(model(x).detach(), centre)
+        trained = model(x).detach()
         model.eval()
-        assert torch.equal(model(x).detach(), centre)
+        pictures = [trained, model(x).detach()]
         with torch.no_grad():
-            assert torch.equal(model(x), centre)
+            pictures.append(model(x))
+    for y in pictures:
+        if backend == "cpu":  # exact but for the rounding of Winograd's transforms, in L2 and the tail
+            assert_close_as_eager("identity", y, centre, centre.double(), winograd=3)
+        else:
+            assert torch.equal(y, centre)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -151,7 +175,7 @@ def test_compile_training_and_evaluation(backend):
     with dblr_fast.use_backend(backend):
         compiled = torch.compile(copy.deepcopy(ours), fullgraph=True, backend="aot_eager")
         traced = {name.replace("_orig_mod.", ""): t for name, t in results(compiled, x).items()}
-        assert_all_close(traced, eager, exact)
+        assert_all_close(traced, eager, exact, backend, ours)
         compiled.eval()
         with torch.no_grad():
             torch.testing.assert_close(compiled(x), compiled._orig_mod(x))

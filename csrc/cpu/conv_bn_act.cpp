@@ -13,14 +13,14 @@ void conv_bn_act(int threads, Map<const T> x, const ConvNorm<T>& conv, Map<const
   c.region = whole(y.h, y.w);
   if (!training && !z.data) {  // batch norm folded into the weights
     const Folded<T> folded(conv.norm, y.c);
-    const Weights<T> weights(run, filter, folded.bias.data(), folded.scale.data());
+    const Weights<T> weights = weights_for(run, filter, folded.bias.data(), folded.scale.data());
     c.weights = &weights;
     c.out = y;
     c.relu = relu;
     c.add[0] = residual;
     return convolve(run, c);
   }
-  const Weights<T> weights(run, filter);
+  const Weights<T> weights = weights_for(run, filter);
   TileSums moments;
   c.weights = &weights;
   c.out = z.data ? z : y;  // unless it is kept, normalised where it lies
@@ -45,7 +45,7 @@ void conv_bn_act_backward(int threads, Map<const T> grad, Map<const T> x, const 
   norm.set_gradient(conv.norm, sums, training, d.bias, d.gamma, d.beta);
   const Source<T> dz = norm.gradient(grad, z, relu);
   if (dx.data) {
-    const Weights<T> weights(run, backward_filter(conv.weight, z.c, x.c));
+    const Weights<T> weights = weights_for(run, backward_filter(conv.weight, z.c, x.c));
     Convolution<T> c;
     c.source = dz;
     c.weights = &weights;

@@ -5,6 +5,7 @@
 
 #include "norm.h"
 #include "threads.h"
+#include "winograd.h"
 
 namespace dblr {
 namespace {
@@ -17,30 +18,42 @@ Index divide_up(Index a, Index b) { return (a + b - 1) / b; }
 }  // namespace
 
 template <class T>
-Weights<T>::Weights(const Run<T>& r, const Filter<T>& f, const T* bias, const double* scale)
-    : in(f.in), out(f.out), kernel_rows(f.kernel), run(f.kernel * f.in), lanes_(r.kernels.lanes),
+Weights<T>::Weights(const Run<T>& r, const Filter<T>& f, const T* bias, const double* scale, int tile)
+    : in(f.in), out(f.out), tile(tile), kernel_rows(tile ? 1 : f.kernel),
+      run(tile ? (tile + 2) * (tile + 2) * f.in : f.kernel * f.in), lanes_(r.kernels.lanes),
       width_(2 * r.kernels.lanes) {
   blocks = divide_up(out, width_);
   data_ = Buffer<T>(blocks * width_ * depth());
   bias_ = Buffer<T>(blocks * width_);
   parallel(r.threads, blocks, 0, [&](Index b, char*) {
-    const Index stride = vectors(b) * lanes_, first = first_channel(b);
-    T* to = data_.data() + b * width_ * depth();
-    std::memset(to, 0, stride * depth() * sizeof(T));
+    T* const to = data_.data() + b * width_ * depth();
+    std::memset(to, 0, vectors(b) * lanes_ * depth() * sizeof(T));
     for (Index c = 0; c < width_; c++) {
-      const Index o = first + c;
+      const Index o = first_channel(b) + c;
       bias_[o] = bias && o < out ? bias[o] : T(0);
-      if (o >= out) continue;
-      const double factor = scale ? scale[o] : 1;
-      for (Index i = 0; i < in; i++) {
-        const T* from = f.data + o * f.so + i * f.si;
-        for (int t = 0; t < f.kernel * f.kernel; t++) {
-          const T value = from[f.flip ? f.kernel * f.kernel - 1 - t : t];
-          to[(t * in + i) * stride + c] = scale ? static_cast<T>(value * factor) : value;
-        }
+    }
+    tile ? winograd_pack(f, scale, tile, first_channel(b), channels(b), vectors(b) * lanes_, to) : pack(f, scale, b, to);
+  });
+}
+
+template <class T> void Weights<T>::pack(const Filter<T>& f, const double* scale, Index b, T* to) const {
+  const int taps = f.kernel * f.kernel;
+  const Index stride = vectors(b) * lanes_;
+  for (Index c = 0; c < channels(b); c++) {
+    const Index o = first_channel(b) + c;
+    for (Index i = 0; i < in; i++) {
+      const T* from = f.data + o * f.so + i * f.si;
+      for (int t = 0; t < taps; t++) {
+        const T value = from[f.flip ? taps - 1 - t : t];
+        to[(t * in + i) * stride + c] = scale ? static_cast<T>(value * scale[o]) : value;
       }
     }
-  });
+  }
+}
+
+template <class T>
+Weights<T> weights_for(const Run<T>& run, const Filter<T>& filter, const T* bias, const double* scale) {
+  return Weights<T>(run, filter, bias, scale, winograd_tile(run.kernels, filter));
 }
 
 Tiling::Tiling(Index h, Index w, Index bytes_per_pixel, int register_pixels) {
@@ -108,6 +121,7 @@ void middle_tile(const Kernels<T>& k, const Weights<T>& w, const Tile& tile, Ind
 template <class T> void convolve(const Run<T>& run, const Convolution<T>& c) {
   const Weights<T>& w = *c.weights;
   if (c.region.h() <= 0 || c.region.w() <= 0) return;
+  if (w.tile) return winograd_convolve(run, c);
   const Tiling tiling(c.region.h(), c.region.w(), w.in * sizeof(T), run.kernels.pixels);
   const Index tasks = c.out.n * tiling.tiles(), packed = (tiling.rows + 2) * (tiling.cols + 2) * w.in;
   if (c.moments) c.moments->resize(tasks, w.out);
@@ -136,6 +150,7 @@ template <class T> void convolve(const Run<T>& run, const Convolution<T>& c) {
 
 #define INSTANTIATE(T)                                                                                          \
   template class Weights<T>;                                                                                    \
+  template Weights<T> weights_for(const Run<T>&, const Filter<T>&, const T*, const double*);                    \
   template void load_tile(const Kernels<T>&, const Source<T>&, const Tile&, Index, T*);                         \
   template Product<T> product(const Weights<T>&, Index, Pixels<const T>, Index, Index, Pixels<T>);              \
   template void middle_tile(const Kernels<T>&, const Weights<T>&, const Tile&, Index, Index, const T*, T*);     \

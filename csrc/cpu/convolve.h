@@ -26,15 +26,20 @@ template <class T> Filter<T> backward_filter(const T* w, Index out, Index in) {
   return {w, in, out, 9, in * 9, true, 3};
 }
 
-// Weights packed for the kernels: blocks of output channels, within each [dy][dx, ic][channel of the block].
+// Weights packed for the kernels: blocks of output channels, within each [dy][dx, ic][channel of the block], or
+// transformed for Winograd's tiles, [position][ic][channel of the block].
 template <class T> class Weights {
  public:
-  // bias: null for none. scale: one factor an output channel (a folded batch norm), or null.
-  Weights(const Run<T>& run, const Filter<T>& filter, const T* bias = nullptr, const double* scale = nullptr);
+  // bias: null for none. scale: one factor an output channel (a folded batch norm), or null. tile: 0, or the side
+  // of Winograd's tiles (see winograd_tile).
+  Weights(const Run<T>& run, const Filter<T>& filter, const T* bias = nullptr, const double* scale = nullptr,
+          int tile = 0);
 
   Index in, out;
+  int tile;
   Index kernel_rows, run;
-  Index blocks;
+  Index blocks;  // of width() channels
+  Index width() const { return width_; }
   int vectors(Index b) const { return channels(b) > lanes_ ? 2 : 1; }
   int channels(Index b) const { return static_cast<int>(out - b * width_ < width_ ? out - b * width_ : width_); }
   Index first_channel(Index b) const { return b * width_; }
@@ -43,10 +48,16 @@ template <class T> class Weights {
   Index depth() const { return kernel_rows * run; }
 
  private:
+  void pack(const Filter<T>& f, const double* scale, Index b, T* to) const;
   int lanes_;
   Index width_;
   Buffer<T> data_, bias_;
 };
+
+// Weights for convolve(), for the method that is fastest for their shape.
+template <class T>
+Weights<T> weights_for(const Run<T>& run, const Filter<T>& filter, const T* bias = nullptr,
+                       const double* scale = nullptr);
 
 // How an h x w picture is cut. Depends on the sizes alone, never on the number of threads.
 struct Tiling {
@@ -82,6 +93,7 @@ template <class T> struct Convolution {
   Source<T> norm = {};
 };
 
+// By the method that the weights were packed for.
 template <class T> void convolve(const Run<T>& run, const Convolution<T>& c);
 
 // The pieces, for ops that chain convolutions within a tile. `halo` pixels on each side are loaded too.

@@ -69,7 +69,7 @@ void load_row(const Source<T>& s, Index n, Index y, Index x0, Index cols, Index 
 
   const Index inside = end - begin;
   Pixels<T> to = {out + begin * channels, 0, channels};
-  const T* first = s.a.data + n * s.a.sn + c0 * s.a.sc + y * s.a.sh + (x0 + begin) * s.a.sw;
+  const T* first = s.a.data + n * s.a.sn + c0 * s.a.sc + s.a.row(y) + (x0 + begin) * s.a.sw;
   Pixels<const T> a = {first, 0, s.a.sw}, b = a;
   if (s.a.sc != 1 && channels > 1) {  // gather first, then work in place
     for (Index c = 0; c < channels; c++) {
@@ -77,7 +77,7 @@ void load_row(const Source<T>& s, Index n, Index y, Index x0, Index cols, Index 
     }
     a = b = {to.data, 0, channels};
   }
-  if (s.b.data) b = {s.b.data + n * s.b.sn + c0 + y * s.b.sh + (x0 + begin) * s.b.sw, 0, s.b.sw};
+  if (s.b.data) b = {s.b.data + n * s.b.sn + c0 + s.b.row(y) + (x0 + begin) * s.b.sw, 0, s.b.sw};
 
   if (s.load == Load::copy) {
     if (a.data == to.data) return;

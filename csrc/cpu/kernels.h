@@ -10,11 +10,14 @@ namespace dblr {
 
 using Index = std::int64_t;
 
-// n pictures of h x w pixels with c channels; strides in elements.
+// n pictures of h x w pixels with c channels; strides in elements. With a ring only so many rows are kept at a time:
+// row y lies where row y mod ring would.
 template <class T> struct Map {
   T* data;
   Index n, c, h, w;
   Index sn, sc, sh, sw;
+  Index ring = 0;
+  Index row(Index y) const { return (ring ? y % ring : y) * sh; }
 };
 
 enum class Load {
@@ -54,6 +57,56 @@ template <class T> struct Product {
   Pixels<T> out;
   Pixels<const T> add[2];  // added after the ReLU; data null: none
   Pixels<const T> mask;    // then zero where mask <= 0; data null: none
+};
+
+// Winograd's F(m x m, 3 x 3): a tile of m x m outputs from m + 2 inputs squared, by products in as many positions.
+// Blocks of tiles side by side; transformed tiles lie [position][tile][channel], positions `position` apart.
+constexpr int kMostRows = 8;
+
+template <class T> struct WinogradInput {
+  const T* rows[kMostRows];  // first pixel of the first tile's rows; tiles are m pixels apart
+  Index pixel;
+  Index tiles, channels;     // channels: whole vectors
+  T* out;
+  Index position;
+};
+
+// out[position][tile][oc] = sum over ic of in[position][tile][ic] * weights[block][position][ic][oc of the block]
+template <class T> struct WinogradProduct {
+  const T* in;
+  Index in_position;
+  Index positions, tiles, depth;
+  const T* weights;
+  Index block;               // from one block of output channels to the next
+  Index channels;            // whole vectors
+  T* out;
+  Index out_position;        // tiles are `channels` apart
+};
+
+// Back to pixels, and what multiply() does after its sums.
+template <class T> struct WinogradOutput {
+  const T* in;
+  Index position;
+  Index tiles, channels;
+  Index row0, row1, col0, col1;  // of the block's m rows and tiles * m columns, the part that is stored
+  bool relu;
+  const T* bias;
+  Pixels<T> out;             // each from the block's first pixel on, be it stored or not
+  Pixels<const T> add[2];
+  Pixels<const T> mask;
+};
+
+// Weight gradient: out[position][ic][oc] += sum over tiles of in[position][tile][ic] * dz[position][tile][oc]
+template <class T> struct WinogradGradient {
+  const T *in, *dz;
+  Index in_position, dz_position;
+  Index positions, tiles, in_channels, out_channels;  // out_channels: whole vectors
+  T* out;
+};
+
+template <class T> struct Winograd {
+  void (*input)(const WinogradInput<T>&);
+  void (*output)(const WinogradOutput<T>&);
 };
 
 // Weight gradient of one tile for one block of output channels, added to out[group][dy][dx][ic][lane].
@@ -101,6 +154,11 @@ template <class T> struct Kernels {
   void (*gradient)(const Gradient<T>&);
   void (*sums)(const Sums<T>&);
   void (*normalise)(const Normalise<T>&);
+  Winograd<T> winograd4, winograd6;  // F(4 x 4) and F(6 x 6)
+  void (*winograd_product)(const WinogradProduct<T>&);
+  // F(4 x 4)'s transform of a gradient to the output: m rows of m pixels a tile, to m + 2 squared positions.
+  void (*winograd_dz)(const WinogradInput<T>&);
+  void (*winograd_gradient)(const WinogradGradient<T>&);
 };
 
 struct Table {

@@ -8,12 +8,15 @@
 #include "k_gradient.h"
 #include "k_multiply.h"
 #include "k_sums.h"
+#include "k_winograd.h"
+#include "k_winograd_gradient.h"
 
 namespace dblr {
 namespace {
 
 template <class T> constexpr Kernels<T> kernels() {
-  return {kLanes<T>, DBLR_PIXELS, DBLR_GROUP, load_row<T>, multiply<T>, gradient<T>, sums<T>, normalise<T>};
+  return {kLanes<T>, DBLR_PIXELS, DBLR_GROUP, load_row<T>, multiply<T>, gradient<T>, sums<T>, normalise<T>,
+          winograd<T, 4>(), winograd<T, 6>(), winograd_product<T>, winograd_dz<T, 4>, winograd_gradient<T>};
 }
 
 constexpr Table kTable = {kernels<float>(), kernels<double>()};

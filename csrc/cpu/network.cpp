@@ -2,14 +2,18 @@
 
 #include <algorithm>
 
+#include "strips.h"
+#include "winograd.h"
+
 namespace dblr {
 
 Network::Network(int threads, const Shape& shape, const ConvPair<float>& stem, const std::vector<Layer>& body,
-                 const ConvPair<float>& tail, const float* w3, float b3, bool tail_skip)
-    : shape_(shape), kernels_(kernels_of<float>(table())), b3_(b3), tail_skip_(tail_skip) {
+                 const ConvPair<float>& tail, const float* w3, float b3, bool tail_skip, int tile)
+    : shape_(shape), kernels_(kernels_of<float>(table())), tile_(tile), b3_(b3), tail_skip_(tail_skip) {
   const Run<float> run(threads, kernels_);
   const auto pack = [&](std::vector<Weights<float>>& to, const float* w, const float* b, Index out, Index in) {
-    to.emplace_back(run, forward_filter(w, out, in), b);
+    const Filter<float> f = forward_filter(w, out, in);
+    to.emplace_back(run, f, b, nullptr, winograd_tile(kernels_, f, tile));
   };
   pack(stem_, stem.w1, stem.b1, shape.middle, shape.frames);
   pack(stem_, stem.w2, stem.b2, shape.width, shape.middle);
@@ -19,54 +23,89 @@ Network::Network(int threads, const Shape& shape, const ConvPair<float>& stem, c
   tail_.emplace_back(run, tap_filter(w3, shape.tail));
 }
 
-// Floats of one map of the body; the nine planes of the tail must fit too.
-Index Network::map_size(const Rect& part) const {
-  return (part.h() * part.w() * std::max<Index>(shape_.width, 9) + 15) / 16 * 16;
-}
+struct Network::Maps {
+  // Of a run without memory, to learn how much it takes; then with it.
+  Maps(const Network& net, const Strips& strips, Index h, Index w, const Rect& valid, float* memory)
+      : memory_(memory) {
+    const Index layers = net.layers(), body = static_cast<Index>(net.body_.size());
+    const auto after = [&](Index layer) { return grow(valid, layers - layer, h, w); };  // what layer 1, 2, ... gives
+    const auto map = [&](Index channels, Index layer, Index later) {
+      const Rect part = after(layer);
+      const Index ring = std::min(strips.ring(later), (part.y1 + net.tile_ - 1) / net.tile_ * net.tile_);
+      return ring_map(take(ring * part.w() * channels), channels, part, h, w, ring);
+    };
+    middle = map(net.shape_.middle, 1, 1);
+    l2 = map(net.shape_.width, 2, std::max<Index>(body, 1));
+    for (Index i = 0; i < body; i++) between.push_back(map(net.shape_.width, 3 + i, i % 2 ? 2 : 1));
+    h1 = map(net.shape_.tail, layers - 2, 1);
+    const Rect part = after(layers - 1);
+    taps = {nullptr, 1, 9, h, w, 0, 0, part.w(), 1, strips.ring(1)};
+    taps.sc = taps.ring * taps.sh;
+    taps.data = take(9 * taps.sc) - part.x0;
+  }
+  Map<float> middle, l2, h1, taps;
+  std::vector<Map<float>> between;  // what each layer of the body gives
+  Index used = 0;
+
+ private:
+  float* take(Index count) {
+    float* const p = memory_ + used;
+    used += (count + 15) / 16 * 16;
+    return p;
+  }
+  float* memory_;
+};
 
 std::size_t Network::workspace_bytes(Index h, Index w, const Rect& valid) const {
-  return 3 * map_size(grow(valid, layers() - 2, h, w)) * sizeof(float);
+  float base;  // only distances from it count
+  return Maps(*this, Strips(strip_rows()), h, w, valid, &base).used * sizeof(float);
 }
 
-std::size_t Network::thread_bytes(Index h, Index w, const Rect& valid) const {
-  return reconstruct_scratch(tail(), valid, h, w);
-}
+std::size_t Network::thread_bytes(Index, Index, const Rect&) const { return tail_scratch(kernels_, tail()); }
 
 void Network::run(int threads, Map<const float> x, const Rect& valid, float* workspace, Map<float> y) const {
   const Run<float> run(threads, kernels_);
-  const Index h = x.h, w = x.w;
-  const Rect stem_part = grow(valid, layers() - 2, h, w);
-  const auto map = [&](int i) {
-    return part_of_picture(workspace + i * map_size(stem_part), shape_.width, stem_part, h, w);
-  };
-  // l2: the stem's output, kept for the last addition; a: the blocks' sum; b: between two convolutions.
-  const Map<float> l2 = map(0), a = map(1), b = map(2);
-  stem(run, x, stem_[0], stem_[1], stem_part, l2);
-
-  const Index count = static_cast<Index>(body_.size());
-  Map<float> in = l2;
-  for (Index i = 0; i < count; i++) {
-    const bool second = i % 2 == 1, last = i == count - 1;
+  const Index h = x.h, w = x.w, count = static_cast<Index>(body_.size());
+  Strips strips(strip_rows());
+  const Maps maps(*this, strips, h, w, valid, workspace);
+  Index left = layers();
+  const auto layer = [&](const Weights<float>& weights, const Map<const float>& in, const Map<float>& out, bool relu,
+                         const Map<float>& add = {}, const Map<float>& add_too = {}) {
     Convolution<float> c;
-    c.source = copy_of(constant(second ? b : in));
-    c.weights = &body_[i];
-    c.region = grow(valid, layers() - 3 - i, h, w);
-    c.out = second ? a : b;
-    c.relu = !second;
-    if (second) c.add[0] = constant(last && !tail_skip_ ? l2 : in);  // in may be c.out: added pixel by pixel
-    if (last && tail_skip_) c.add[1] = constant(l2);
-    convolve(run, c);
-    if (second) in = a;
+    c.source = copy_of(in);
+    c.weights = &weights;
+    c.out = out;
+    c.relu = relu;
+    c.add[0] = constant(add);
+    c.add[1] = constant(add_too);
+    strips.add(grow(valid, --left, h, w), [&run, c](const Rect& strip) mutable {
+      c.region = strip;
+      convolve(run, c);
+    });
+  };
+  layer(stem_[0], x, maps.middle, true);
+  layer(stem_[1], constant(maps.middle), maps.l2, true);
+  Map<float> block = maps.l2, last = maps.l2;  // what the block began with, what the last layer gave
+  for (Index i = 0; i < count; i++) {
+    const Map<float>& out = maps.between[i];
+    if (i % 2 == 0) {
+      layer(body_[i], constant(last), out, true);
+    } else {
+      const bool end = i == count - 1;
+      layer(body_[i], constant(last), out, false, end && !tail_skip_ ? maps.l2 : block,
+            end && tail_skip_ ? maps.l2 : Map<float>{});
+      block = out;
+    }
+    last = out;
   }
-
-  const Rect around = grow(valid, 1, h, w);
-  Map<float> taps = b;
-  taps.c = 9;
-  taps.sw = 1;
-  taps.sh = around.w();
-  taps.sc = around.h() * around.w();
-  taps.data = workspace + 2 * map_size(stem_part) - around.y0 * taps.sh - around.x0;
-  reconstruct<float>(run, constant(in), tail(), valid, taps, y, {}, {});
+  layer(tail_[0], constant(last), maps.h1, true);
+  strips.add(grow(valid, 1, h, w), [&](const Rect& strip) {
+    tail_products<float>(run, constant(maps.h1), tail(), strip, {}, maps.taps);
+  });
+  strips.add(valid, [&](const Rect& strip) {
+    add_taps<float>(run, constant(maps.taps), b3_, strip, y);
+  });
+  strips.run();
 }
 
 }  // namespace dblr

@@ -17,8 +17,9 @@ class Network {
   struct Layer {
     const float *weight, *bias;
   };
+  // tile: the side of Winograd's tiles, 4 or 6.
   Network(int threads, const Shape& shape, const ConvPair<float>& stem, const std::vector<Layer>& body,
-          const ConvPair<float>& tail, const float* w3, float b3, bool tail_skip);
+          const ConvPair<float>& tail, const float* w3, float b3, bool tail_skip, int tile = 4);
 
   // What run needs as workspace to give `valid` of an h x w picture, and what each thread takes beside it.
   std::size_t workspace_bytes(Index h, Index w, const Rect& valid) const;
@@ -32,11 +33,15 @@ class Network {
   const Shape& shape() const { return shape_; }
 
  private:
-  Index map_size(const Rect& part) const;
   Tail<float> tail() const { return {&tail_[0], &tail_[1], &tail_[2], b3_}; }
+  Index strip_rows() const { return tile_; }
+
+  // The maps between the layers, of which a few rows are kept: where each lies in the workspace.
+  struct Maps;
 
   Shape shape_;
   const Kernels<float>& kernels_;
+  int tile_;
   std::vector<Weights<float>> stem_, body_, tail_;
   float b3_;
   bool tail_skip_;

@@ -53,12 +53,17 @@ template <class T> struct Tail {
   const Weights<T>*first, *second, *last;
   T bias;
 };
-// Bytes that each thread takes beside the maps.
-template <class T> std::size_t reconstruct_scratch(const Tail<T>& tail, const Rect& region, Index h, Index w);
-// taps: nine planes over `region` grown by one. h1, h2: kept if data is not null.
+// taps: nine planes over `region` grown by one, or three strips of them in a ring. h1, h2: kept if data is not null.
 template <class T>
 void reconstruct(const Run<T>& run, Map<const T> x, const Tail<T>& tail, const Rect& region, Map<T> taps, Map<T> y,
                  Map<T> h1, Map<T> h2);
+// Its parts: L34 over `region`, from h1 to the products of its output with the nine taps; and their sum.
+template <class T>
+void tail_products(const Run<T>& run, Map<const T> h1, const Tail<T>& tail, const Rect& region, Map<T> h2,
+                   Map<T> taps);
+template <class T> void add_taps(const Run<T>& run, Map<const T> taps, T bias, const Rect& region, Map<T> y);
+// Bytes that each thread takes for them beside the maps.
+template <class T> std::size_t tail_scratch(const Kernels<T>& kernels, const Tail<T>& tail);
 // dh1, dh2: scratch maps as h1, h2.
 template <class T>
 void reconstruct_backward(int threads, Map<const T> grad, Map<const T> x, Map<const T> h1, Map<const T> h2,

@@ -2,69 +2,118 @@
 #include <cstring>
 
 #include "ops.h"
+#include "strips.h"
 #include "threads.h"
 #include "weight_gradient.h"
+#include "winograd.h"
 
 namespace dblr {
 namespace {
 
-// Of L34's tile with what it needs around it. Larger than other tiles: its halo is computed, not only loaded.
-constexpr Index kTailRows = 16, kTailCols = 30;
 constexpr Index kTaps = 9;
+// Tiles of L34 where it goes without Winograd, and the rows of a strip.
+constexpr Index kTailRows = 16, kTailCols = 30, kStripRows = 16;
 
-// How the tail is tiled, and what a thread's scratch holds: tiles of x and h1 with their halos, one block of
-// channels of h2, the nine sums of each pixel.
-template <class T> struct Plan {
-  Plan(const Tail<T>& tail, const Rect& region) : tiling(1, 1, 1, 1) {
-    tiling.rows = std::min(region.h(), kTailRows);
-    tiling.cols = std::min(region.w(), kTailCols);
-    tiling.down = (region.h() + tiling.rows - 1) / tiling.rows;
-    tiling.across = (region.w() + tiling.cols - 1) / tiling.cols;
-    const Index area = tiling.rows * tiling.cols;
-    x = (tiling.rows + 4) * (tiling.cols + 4) * tail.first->in;
-    h1 = (tiling.rows + 2) * (tiling.cols + 2) * tail.second->in;
-    block = area * tail.second->channels(0);
-    sums = area * kTaps;
-  }
-  std::size_t bytes() const { return (x + h1 + block + sums) * sizeof(T); }
-  Tiling tiling;
-  Index x, h1, block, sums;
-};
-
-// L34 of one tile, block by block: ReLU, to h2 (or scratch), and at once contracted with the nine taps of L35
-// into `sums` [pixel][tap], which go to the planes.
+// Adds to `sums` [pixel][tap] of a tile what the channels of h2 from `first` on give: `from` holds them.
 template <class T>
-void second_and_taps(const Run<T>& run, const Tail<T>& tail, const Tile& t, const T* h1, Map<T> h2, T* block,
-                     T* sums, Map<T> taps) {
-  const Weights<T>&second = *tail.second, &last = *tail.last;
-  const Index in_row = (t.cols + 2) * second.in;
-  for (Index b = 0; b < second.blocks; b++) {
-    const Index channels = second.channels(b);
-    Pixels<T> out = {block, t.cols * channels, channels};
-    if (h2.data) {
-      out = pixels(h2, t.n, t.y, t.x);
-      out.data += second.first_channel(b);
-    }
-    Product<T> p = product<T>(second, b, {h1, in_row, second.in}, t.rows, t.cols, out);
-    p.relu = true;
+void contract(const Run<T>& run, const Weights<T>& last, const Tile& t, Pixels<const T> from, Index first,
+              Index channels, T* sums) {
+  for (Index l = 0; l < last.blocks; l++) {
+    Pixels<T> to = {sums + last.first_channel(l), t.cols * kTaps, kTaps};
+    Product<T> p = product<T>(last, l, from, t.rows, t.cols, to);
+    p.run = channels;
+    p.weights += first * last.vectors(l) * run.kernels.lanes;
+    p.accumulate = first > 0;
     run.kernels.multiply(p);
-    for (Index l = 0; l < last.blocks; l++) {
-      Pixels<T> to = {sums + last.first_channel(l), t.cols * kTaps, kTaps};
-      Product<T> q = product<T>(last, l, {out.data, out.row, out.pixel}, t.rows, t.cols, to);
-      q.run = channels;
-      q.weights += second.first_channel(b) * last.vectors(l) * run.kernels.lanes;
-      q.accumulate = b > 0;
-      run.kernels.multiply(q);
-    }
   }
+}
+
+template <class T> void spread_taps(const Tile& t, const T* sums, Map<T> taps) {
   for (Index tap = 0; tap < kTaps; tap++) {
     const T* from = sums + tap;
     for (Index y = 0; y < t.rows; y++) {
-      T* to = taps.data + t.n * taps.sn + tap * taps.sc + (t.y + y) * taps.sh + t.x * taps.sw;
+      T* to = taps.data + t.n * taps.sn + tap * taps.sc + taps.row(t.y + y) + t.x * taps.sw;
       for (Index x = 0; x < t.cols; x++, from += kTaps) to[x] = *from;
     }
   }
 }
+
+// What a thread's scratch holds, in elements: L34's own, a block of channels of h2, the nine sums of each pixel.
+struct TailScratch {
+  Index own, block, sums;
+};
+template <class T> TailScratch scratch_of(const Kernels<T>& kernels, const Weights<T>& second) {
+  if (second.tile) {
+    const WinogradBlocks<T> blocks(kernels, second);
+    const Index pixels = blocks.most_tiles() * second.tile * second.tile;
+    return {static_cast<Index>(blocks.scratch() / sizeof(T)), pixels * blocks.channels(0), pixels * kTaps};
+  }
+  const Index pixels = kTailRows * kTailCols;
+  return {(kTailRows + 2) * (kTailCols + 2) * second.in, pixels * second.channels(0), pixels * kTaps};
+}
+
+template <class T>
+void products_by_winograd(const Run<T>& run, Map<const T> h1, const Tail<T>& tail, const Rect& region, Map<T> h2,
+                          Map<T> taps) {
+  const Weights<T>& second = *tail.second;
+  const TailScratch size = scratch_of(run.kernels, second);
+  const WinogradTiling tiling(region, second.tile, run.threads);
+  const WinogradBlocks<T> blocks(run.kernels, second);
+  const Rect readable = grow(region, 1, h1.h, h1.w);
+  parallel(run.threads, h1.n * tiling.tasks(), tail_scratch(run.kernels, tail), [&](Index task, char* memory) {
+    T *const scratch = reinterpret_cast<T*>(memory), *const kept = scratch + size.own, *const sums = kept + size.block;
+    const WinogradTiling::Block b = tiling.block(task);
+    const Tile t = tiling.part(b, region);
+    const Index y = b.row * second.tile, x = b.col * second.tile;
+    blocks.load(copy_of(h1), b, readable, scratch);
+    for (Index group = 0; group < blocks.groups(); group++) {
+      const Index first = blocks.first_channel(group), channels = blocks.channels(group);
+      WinogradOutput<T> o = blocks.multiply(b, region, group, scratch);
+      o.relu = true;
+      o.out = {kept, b.tiles * second.tile * channels, channels};
+      if (h2.data) {
+        o.out = pixels(h2, b.n, y, x);
+        o.out.data += first;
+      }
+      blocks.store(o);
+      const T* from = o.out.data + (t.y - y) * o.out.row + (t.x - x) * o.out.pixel;
+      contract(run, *tail.last, t, {from, o.out.row, o.out.pixel}, first, channels, sums);
+    }
+    spread_taps(t, sums, taps);
+  });
+}
+
+template <class T>
+void products_directly(const Run<T>& run, Map<const T> h1, const Tail<T>& tail, const Rect& region, Map<T> h2,
+                       Map<T> taps) {
+  const Weights<T>& second = *tail.second;
+  const TailScratch size = scratch_of(run.kernels, second);
+  Tiling tiling(1, 1, 1, 1);
+  tiling.rows = std::min(region.h(), kTailRows);
+  tiling.cols = std::min(region.w(), kTailCols);
+  tiling.down = (region.h() + tiling.rows - 1) / tiling.rows;
+  tiling.across = (region.w() + tiling.cols - 1) / tiling.cols;
+  parallel(run.threads, h1.n * tiling.tiles(), tail_scratch(run.kernels, tail), [&](Index task, char* memory) {
+    const Tile t = tile_at(tiling, region, task);
+    T *const in = reinterpret_cast<T*>(memory), *const kept = in + size.own, *const sums = kept + size.block;
+    load_tile(run.kernels, copy_of(h1), t, 1, in);
+    for (Index b = 0; b < second.blocks; b++) {
+      const Index channels = second.channels(b), first = second.first_channel(b);
+      Pixels<T> out = {kept, t.cols * channels, channels};
+      if (h2.data) {
+        out = pixels(h2, t.n, t.y, t.x);
+        out.data += first;
+      }
+      Product<T> p = product<T>(second, b, {in, (t.cols + 2) * second.in, second.in}, t.rows, t.cols, out);
+      p.relu = true;
+      run.kernels.multiply(p);
+      contract(run, *tail.last, t, {out.data, out.row, out.pixel}, first, channels, sums);
+    }
+    spread_taps(t, sums, taps);
+  });
+}
+
+}  // namespace
 
 // y[p] = bias + sum over taps of plane[tap][p + tap], planes being zero outside the picture.
 template <class T> void add_taps(const Run<T>& run, Map<const T> taps, T bias, const Rect& region, Map<T> y) {
@@ -76,7 +125,7 @@ template <class T> void add_taps(const Run<T>& run, Map<const T> taps, T bias, c
       const Index from_row = row + dy - 1;
       if (from_row < 0 || from_row >= y.h) continue;
       for (Index dx = 0; dx < 3; dx++) {
-        const T* from = taps.data + n * taps.sn + (dy * 3 + dx) * taps.sc + from_row * taps.sh;
+        const T* from = taps.data + n * taps.sn + (dy * 3 + dx) * taps.sc + taps.row(from_row);
         const Index x0 = std::max<Index>(region.x0, 1 - dx), x1 = std::min(region.x1, y.w + 1 - dx);
         for (Index x = x0; x < x1; x++) to[(x - region.x0) * y.sw] += from[x + dx - 1];
       }
@@ -84,42 +133,60 @@ template <class T> void add_taps(const Run<T>& run, Map<const T> taps, T bias, c
   });
 }
 
-}  // namespace
-
 template <class T> Filter<T> tap_filter(const T* w3, Index in) { return {w3, kTaps, in, 1, kTaps, false, 1}; }
 
-template <class T> std::size_t reconstruct_scratch(const Tail<T>& tail, const Rect& region, Index h, Index w) {
-  return Plan<T>(tail, grow(region, 1, h, w)).bytes();
+template <class T> std::size_t tail_scratch(const Kernels<T>& kernels, const Tail<T>& tail) {
+  const TailScratch s = scratch_of(kernels, *tail.second);
+  return (s.own + s.block + s.sums) * sizeof(T);
 }
 
+template <class T>
+void tail_products(const Run<T>& run, Map<const T> h1, const Tail<T>& tail, const Rect& region, Map<T> h2,
+                   Map<T> taps) {
+  const auto products = tail.second->tile ? products_by_winograd<T> : products_directly<T>;
+  products(run, h1, tail, region, h2, taps);
+}
+
+// Without h1 kept, a few rows of it live at a time.
 template <class T>
 void reconstruct(const Run<T>& run, Map<const T> x, const Tail<T>& tail, const Rect& region, Map<T> taps, Map<T> y,
                  Map<T> h1, Map<T> h2) {
   if (region.h() <= 0 || region.w() <= 0) return;
-  const Weights<T>& first = *tail.first;
-  const Rect around = grow(region, 1, x.h, x.w);
+  Convolution<T> first;
+  first.weights = tail.first;
+  first.relu = true;
   if (h1.data) {
-    Convolution<T> c;
-    c.source = copy_of(x);
-    c.weights = &first;
-    c.region = around;
-    c.out = h1;
-    c.relu = true;
-    convolve(run, c);
+    const Rect around = grow(region, 1, x.h, x.w);
+    first.source = copy_of(x);
+    first.region = around;
+    first.out = h1;
+    convolve(run, first);
+    tail_products(run, constant(h1), tail, around, h2, taps);
+    return add_taps(run, constant(taps), tail.bias, region, y);
   }
-  const Plan<T> plan(tail, around);
-  parallel(run.threads, x.n * plan.tiling.tiles(), plan.bytes(), [&](Index task, char* scratch) {
-    const Tile t = tile_at(plan.tiling, around, task);
-    T *const in = reinterpret_cast<T*>(scratch), *const middle = in + plan.x, *const block = middle + plan.h1,
-             *const sums = block + plan.block;
-    if (h1.data) {
-      load_tile(run.kernels, copy_of(constant(h1)), t, 1, middle);
-    } else {
-      load_tile(run.kernels, copy_of(x), t, 2, in);
-      middle_tile(run.kernels, first, t, x.h, x.w, in, middle);
-    }
-    second_and_taps(run, tail, t, middle, h2, block, sums, taps);
-  });
+  Strips size(kStripRows);
+  const Rect part = grow(region, 2, x.h, x.w);
+  const Index ring = std::min(size.ring(1), (part.y1 + kStripRows - 1) / kStripRows * kStripRows);
+  Buffer<T> memory(ring * part.w() * tail.first->out);
+  const Map<T> rows = ring_map(memory.data(), tail.first->out, part, x.h, x.w, ring);
+  for (Index n = 0; n < x.n; n++) {
+    const auto picture = [n](auto map) {
+      map.data += n * map.sn;
+      map.n = 1;
+      return map;
+    };
+    Strips strips(kStripRows);
+    first.source = copy_of(picture(x));
+    first.out = rows;
+    strips.add(part, [&](const Rect& strip) {
+      first.region = strip;
+      convolve(run, first);
+    });
+    strips.add(grow(region, 1, x.h, x.w), [&](const Rect& strip) {
+      tail_products(run, constant(rows), tail, strip, {}, picture(taps));
+    });
+    strips.run();
+  }
   add_taps(run, constant(taps), tail.bias, region, y);
 }
 
@@ -140,7 +207,7 @@ void reconstruct_backward(int threads, Map<const T> grad, Map<const T> x, Map<co
   *db3 = static_cast<T>(bias);
 
   const auto back = [&](Map<const T> from, const T* w, Index out, Index in, Map<T> to, Map<const T> mask) {
-    const Weights<T> weights(run, backward_filter(w, out, in));
+    const Weights<T> weights = weights_for(run, backward_filter(w, out, in));
     Convolution<T> c;
     c.source = copy_of(from);
     c.weights = &weights;
@@ -158,7 +225,9 @@ void reconstruct_backward(int threads, Map<const T> grad, Map<const T> x, Map<co
 
 #define INSTANTIATE(T)                                                                                              \
   template Filter<T> tap_filter(const T*, Index);                                                                   \
-  template std::size_t reconstruct_scratch(const Tail<T>&, const Rect&, Index, Index);                              \
+  template std::size_t tail_scratch(const Kernels<T>&, const Tail<T>&);                                             \
+  template void tail_products(const Run<T>&, Map<const T>, const Tail<T>&, const Rect&, Map<T>, Map<T>);            \
+  template void add_taps(const Run<T>&, Map<const T>, T, const Rect&, Map<T>);                                      \
   template void reconstruct(const Run<T>&, Map<const T>, const Tail<T>&, const Rect&, Map<T>, Map<T>, Map<T>,       \
                             Map<T>);                                                                                \
   template void reconstruct_backward(int, Map<const T>, Map<const T>, Map<const T>, Map<const T>,                   \

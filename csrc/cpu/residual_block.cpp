@@ -17,7 +17,7 @@ void residual_block(int threads, Map<const T> x, const ConvNorm<T>& first, const
   c.region = whole(y.h, y.w);
   if (training) c.moments = &moments;
 
-  const Weights<T> w1(run, forward_filter(first.weight, middle.c, x.c));
+  const Weights<T> w1 = weights_for(run, forward_filter(first.weight, middle.c, x.c));
   c.source = copy_of(x);
   c.weights = &w1;
   c.out = middle;
@@ -29,7 +29,7 @@ void residual_block(int threads, Map<const T> x, const ConvNorm<T>& first, const
   }
 
   const Norm<T> norm1(p1, middle.c);
-  const Weights<T> w2(run, forward_filter(second.weight, y.c, middle.c));
+  const Weights<T> w2 = weights_for(run, forward_filter(second.weight, y.c, middle.c));
   c.source = norm1.normalised(constant(middle));
   c.weights = &w2;
   c.out = z2.data ? z2 : y;
@@ -53,7 +53,7 @@ void residual_block_backward(int threads, Map<const T> grad, Map<const T> x, con
   norm_sums(run, norm2.gradient(grad, z2, false), sums);
   norm2.set_gradient(second.norm, sums, training, d2.bias, d2.gamma, d2.beta);
   const Source<T> dz2 = norm2.gradient(grad, z2, false);
-  const Weights<T> w2(run, backward_filter(second.weight, z2.c, z1.c));
+  const Weights<T> w2 = weights_for(run, backward_filter(second.weight, z2.c, z1.c));
   Convolution<T> c;
   c.source = dz2;
   c.weights = &w2;
@@ -67,7 +67,7 @@ void residual_block_backward(int threads, Map<const T> grad, Map<const T> x, con
   norm1.set_gradient(first.norm, sums, training, d1.bias, d1.gamma, d1.beta);
   const Source<T> dz1 = norm1.gradient(constant(scratch), z1, true);
   if (dx.data) {
-    const Weights<T> w1(run, backward_filter(first.weight, z1.c, x.c));
+    const Weights<T> w1 = weights_for(run, backward_filter(first.weight, z1.c, x.c));
     Convolution<T> back;
     back.source = dz1;
     back.weights = &w1;

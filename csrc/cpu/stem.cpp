@@ -41,7 +41,7 @@ void stem_backward(int threads, Map<const T> grad, Map<const T> x, Map<const T> 
                    T* dw1, T* db1, T* dw2, T* db2) {
   const Run<T> run(threads);
   const Weights<T> first(run, forward_filter(p.w1, p.middle, p.in), p.b1);
-  const Weights<T> second_back(run, backward_filter(p.w2, p.out, p.middle));
+  const Weights<T> second_back = weights_for(run, backward_filter(p.w2, p.out, p.middle));
   const Weights<T> first_back(run, backward_filter(p.w1, p.middle, p.in));
   const Index h = x.h, w = x.w;
   const Index band_rows = std::min(h, std::max<Index>(kBandPixels / w, 8));

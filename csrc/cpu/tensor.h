@@ -57,7 +57,7 @@ inline Rect grow(Rect r, Index pixels, Index h, Index w) {
 }
 
 template <class T> Map<const T> constant(const Map<T>& m) {
-  return {m.data, m.n, m.c, m.h, m.w, m.sn, m.sc, m.sh, m.sw};
+  return {m.data, m.n, m.c, m.h, m.w, m.sn, m.sc, m.sh, m.sw, m.ring};
 }
 
 // A channels_last map over `part` of an h x w picture; indexed as if the whole picture were there.
@@ -66,9 +66,9 @@ template <class T> Map<T> part_of_picture(T* data, Index channels, Rect part, In
   return {data - part.y0 * row - part.x0 * channels, 1, channels, h, w, part.h() * row, 1, row, channels};
 }
 
-// From pixel (y, x) of picture n on; a null map stays null.
+// From pixel (y, x) of picture n on, up to where a ring ends; a null map stays null.
 template <class T> Pixels<T> pixels(const Map<T>& m, Index n, Index y, Index x) {
-  return {m.data ? m.data + n * m.sn + y * m.sh + x * m.sw : nullptr, m.sh, m.sw};
+  return {m.data ? m.data + n * m.sn + m.row(y) + x * m.sw : nullptr, m.sh, m.sw};
 }
 
 template <class T> Source<T> copy_of(const Map<const T>& a) {

@@ -93,9 +93,40 @@ template <class T> struct Worker {
   }
 };
 
+// Sums of dz for each output channel, row by row, the rows added up in order.
+template <class T> void bias_gradient(const Run<T>& run, const WeightGradient<T>& g) {
+  const Index channels = g.dz.a.c, rows = g.dz.a.n * g.region.h(), cols = g.region.w();
+  Buffer<double> sums(rows * channels);
+  parallel(run.threads, rows, (cols * channels + 64) * sizeof(T) + channels * sizeof(double), [&](Index task, char* scratch) {
+    double* const unused = reinterpret_cast<double*>(scratch);
+    T* const row = reinterpret_cast<T*>(unused + channels);
+    const Index n = task / g.region.h(), y = g.region.y0 + task % g.region.h();
+    run.kernels.load_row(g.dz, n, y, g.region.x0, cols, 0, channels, row);
+    Sums<T> s = {};
+    s.a = {row, cols * channels, channels};
+    s.rows = 1;
+    s.cols = cols;
+    s.channels = channels;
+    s.sum = Sum::plain;
+    s.s0 = sums.data() + task * channels;
+    s.s1 = unused;
+    run.kernels.sums(s);
+  });
+  for (Index c = 0; c < channels; c++) {
+    double sum = g.add ? static_cast<double>(g.dbias[c]) : 0;
+    for (Index row = 0; row < rows; row++) sum += sums[row * channels + c];
+    g.dbias[c] = static_cast<T>(sum);
+  }
+}
+
 }  // namespace
 
 template <class T> void weight_gradient(const Run<T>& run, const WeightGradient<T>& g) {
+  if (winograd_suits_gradient(run.kernels, g)) {
+    winograd_weight_gradient(run, g);
+    if (g.dbias) bias_gradient(run, g);
+    return;
+  }
   const Worker<T> worker = {run, g, Layout<T>(run.kernels, g.x.a.c, g.dz.a.c)};
   const Layout<T>& l = worker.l;
   Tiling tiling(1, 1, 1, 1);

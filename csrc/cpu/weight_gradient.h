@@ -17,4 +17,8 @@ template <class T> struct WeightGradient {
 
 template <class T> void weight_gradient(const Run<T>& run, const WeightGradient<T>& g);
 
+// dw alone, by Winograd's transforms, for shapes that they suit.
+template <class T> bool winograd_suits_gradient(const Kernels<T>& k, const WeightGradient<T>& g);
+template <class T> void winograd_weight_gradient(const Run<T>& run, const WeightGradient<T>& g);
+
 }  // namespace dblr

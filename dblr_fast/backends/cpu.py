@@ -18,6 +18,8 @@ from .protocol import FoldedNetwork
 
 MISSING = ("dblr_fast was built without its CPU kernels ({}); install it again with `pip install .`, or take "
            "the torch backend")
+# Outputs a side of the tiles that Winograd's transforms take, by precision of the network; ops always take 4.
+WINOGRAD_TILE = {"exact": 4, "fast": 6}
 
 
 def _load():
@@ -145,8 +147,8 @@ class CpuBackend:
         return None
 
     def precisions(self, device=None):
-        later = "the CPU kernels of this release compute in float32 alone; take exact"
-        return {"exact": None, "fast": later, "half": later, "bf16": later}
+        narrow = "the CPU kernels compute in float32 alone; take exact or fast"
+        return {"exact": None, "fast": None, "half": narrow, "bf16": narrow}
 
     def stem(self, x, w1, b1, w2, b2):
         call = _Call(x)
@@ -250,7 +252,7 @@ class CpuBackend:
         reason = self.unavailable(device) or self.precisions(device).get(precision, "there is no such level")
         if reason is not None:
             raise ValueError(f"backend 'cpu' does not offer precision {precision!r} on {device}: {reason}")
-        return CpuNetwork(self._cpu, folded)
+        return CpuNetwork(self._cpu, folded, WINOGRAD_TILE[precision])
 
     def fingerprint(self, tensors) -> int:
         """64-bit hash of the values of tensors on the CPU; about a millisecond for a whole DBLRNet."""
@@ -261,14 +263,14 @@ class CpuBackend:
 class CpuNetwork:
     """A folded network in C++; see backends.protocol.Network. May be called from several threads at once."""
 
-    def __init__(self, cpu, folded: FoldedNetwork):
+    def __init__(self, cpu, folded: FoldedNetwork, tile: int):
         call = _Call(folded.tail[0].new_empty(0, dtype=torch.float32))
         w1, b1, w2, b2 = folded.stem
         planar1, bias1, planar2 = _planar_stem(w1, b1, w2)
         self._network = cpu.Network(
             torch.get_num_threads(), call.arrays(planar1, bias1, planar2, b2),
             [tuple(call.arrays(*pair)) for pair in folded.body], call.arrays(*folded.tail[:4]),
-            *call.arrays(*folded.tail[4:]), folded.tail_skip)
+            *call.arrays(*folded.tail[4:]), folded.tail_skip, tile)
         self._spare: list[Tensor] = []  # workspaces not in use; as many as there were calls at a time
 
     def workspace_bytes(self, height, width):

@@ -1,0 +1,239 @@
+// Winograd's F(M x M, 3 x 3): transforms of tiles, and the products between them.
+//
+// With points 0, +-p_i and infinity the transforms come in pairs. The polynomial whose coefficients weigh the inputs
+// for point p is (x^2 + p x) times the even product over the other pairs, so the values at p and -p share their sums
+// over even and over odd inputs; on the way back so do the outputs of even and odd powers.
+#include "winograd_points.h"
+
+namespace dblr {
+namespace {
+
+template <class T, int M> struct Transform {
+  using Points = WinogradPoints<M>;
+  static constexpr int kPairs = Points::kPairs, kSize = M + 2;
+
+  // Coefficients of the product of (x^2 - p_i^2) over all pairs but `without`, by powers of x^2.
+  struct Even {
+    double at[kPairs + 1] = {};
+  };
+  static constexpr Even even(int without) {
+    Even e;
+    e.at[0] = 1;
+    for (int i = 0, degree = 0; i < kPairs; i++) {
+      if (i == without) continue;
+      const double square = Points::kPoint[i] * Points::kPoint[i];
+      degree++;
+      for (int k = degree; k > 0; k--) e.at[k] = e.at[k - 1] - square * e.at[k];
+      e.at[0] *= -square;
+    }
+    return e;
+  }
+  static constexpr double power(double x, int n) { return n == 0 ? 1 : x * power(x, n - 1); }
+
+  // sum over k of c[k] * d[2 k], c[degree] being 1
+  template <int degree> static DBLR_INLINE Vec<T> sum(const Even& c, const Vec<T>* d) {
+    Vec<T> s = d[2 * degree];
+#pragma GCC unroll 4
+    for (int k = 0; k < degree; k++) s = fma(broadcast(static_cast<T>(c.at[k])), d[2 * k], s);
+    return s;
+  }
+
+  static DBLR_INLINE void input(const Vec<T> (&d)[kSize], Vec<T> (&v)[kSize]) {
+    constexpr Even all = even(-1);
+    v[0] = sum<kPairs>(all, d);
+    v[kSize - 1] = sum<kPairs>(all, d + 1);
+    pair_in<0>(d, v);
+    pair_in<1>(d, v);
+    if constexpr (kPairs > 2) pair_in<2>(d, v);
+  }
+  template <int i> static DBLR_INLINE void pair_in(const Vec<T> (&d)[kSize], Vec<T> (&v)[kSize]) {
+    constexpr Even others = even(i);
+    constexpr T p = static_cast<T>(Points::kPoint[i]);
+    const Vec<T> on_even = sum<kPairs - 1>(others, d + 2), on_odd = sum<kPairs - 1>(others, d + 1);
+    v[2 * i + 1] = fma(broadcast(p), on_odd, on_even);
+    v[2 * i + 2] = fma(broadcast(-p), on_odd, on_even);
+  }
+
+  static DBLR_INLINE void output(const Vec<T> (&m)[kSize], Vec<T> (&y)[M]) {
+    Vec<T> s[kPairs], t[kPairs];
+#pragma GCC unroll 3
+    for (int i = 0; i < kPairs; i++) {
+      s[i] = m[2 * i + 1] + m[2 * i + 2];
+      t[i] = m[2 * i + 1] - m[2 * i + 2];
+    }
+    y[0] = m[0] + s[0];
+#pragma GCC unroll 3
+    for (int i = 1; i < kPairs; i++) y[0] = y[0] + s[i];
+#pragma GCC unroll 6
+    for (int k = 1; k < M; k++) {
+      const Vec<T>* const of = k % 2 ? t : s;
+      y[k] = k == M - 1 ? fma(weight(0, k), of[0], m[kSize - 1]) : weight(0, k) * of[0];
+#pragma GCC unroll 3
+      for (int i = 1; i < kPairs; i++) y[k] = fma(weight(i, k), of[i], y[k]);
+    }
+  }
+  // The transpose of output().
+  static DBLR_INLINE void dz(const Vec<T> (&d)[M], Vec<T> (&z)[kSize]) {
+    z[0] = d[0];
+    z[kSize - 1] = d[M - 1];
+#pragma GCC unroll 3
+    for (int i = 0; i < kPairs; i++) {
+      Vec<T> on_even = d[0], on_odd = weight(i, 1) * d[1];
+#pragma GCC unroll 4
+      for (int k = 2; k < M; k += 2) {
+        on_even = fma(weight(i, k), d[k], on_even);
+        on_odd = fma(weight(i, k + 1), d[k + 1], on_odd);
+      }
+      z[2 * i + 1] = on_even + on_odd;
+      z[2 * i + 2] = on_even - on_odd;
+    }
+  }
+  static DBLR_INLINE Vec<T> weight(int i, int k) { return broadcast(static_cast<T>(power(Points::kPoint[i], k))); }
+};
+
+template <class T, int M> void winograd_input(const WinogradInput<T>& a) {
+  constexpr int N = M + 2, L = kLanes<T>;
+  for (Index tile = 0; tile < a.tiles; tile++) {
+    T* const to = a.out + tile * a.channels;
+    for (Index c = 0; c < a.channels; c += L) {
+      Vec<T> half[N][N], d[N], v[N];
+#pragma GCC unroll 1
+      for (int x = 0; x < N; x++) {
+        const Index at = (tile * M + x) * a.pixel + c;
+#pragma GCC unroll 8
+        for (int y = 0; y < N; y++) d[y] = fetch<Vec<T>>(a.rows[y] + at);
+        Transform<T, M>::input(d, v);
+#pragma GCC unroll 8
+        for (int y = 0; y < N; y++) half[y][x] = v[y];
+      }
+#pragma GCC unroll 1
+      for (int y = 0; y < N; y++) {
+        Transform<T, M>::input(half[y], v);
+#pragma GCC unroll 8
+        for (int x = 0; x < N; x++) store(to + (y * N + x) * a.position + c, v[x]);
+      }
+    }
+  }
+}
+
+// whole: all of each tile is stored. plain: nothing follows but the ReLU, if that.
+template <class T, int M, bool whole, bool plain> void winograd_output_as(const WinogradOutput<T>& a) {
+  constexpr int N = M + 2, L = kLanes<T>;
+  for (Index tile = 0; tile < a.tiles; tile++) {
+    const Index x0 = tile * M;
+    for (Index c = 0; c < a.channels; c += L) {
+      const T* from = a.in + tile * a.channels + c;
+      Vec<T> half[M][N], m[N], r[M];
+#pragma GCC unroll 1
+      for (int x = 0; x < N; x++) {
+#pragma GCC unroll 8
+        for (int y = 0; y < N; y++) m[y] = fetch<Vec<T>>(from + (y * N + x) * a.position);
+        Transform<T, M>::output(m, r);
+#pragma GCC unroll 6
+        for (int y = 0; y < M; y++) half[y][x] = r[y];
+      }
+      const Vec<T> bias = fetch<Vec<T>>(a.bias + c);
+#pragma GCC unroll 1
+      for (int y = 0; y < M; y++) {
+        if (!whole && (y < a.row0 || y >= a.row1)) continue;
+        Transform<T, M>::output(half[y], r);
+        const auto at = [&](const auto& map) { return map.data + y * map.row + x0 * map.pixel + c; };
+        T* const to = at(a.out);
+        const T *add0 = at(a.add[0]), *add1 = at(a.add[1]), *mask = at(a.mask);
+#pragma GCC unroll 6
+        for (int x = 0; x < M; x++) {
+          if (!whole && (x0 + x < a.col0 || x0 + x >= a.col1)) continue;
+          Vec<T> value = r[x] + bias;
+          if (a.relu) value = rectify(value);
+          if (!plain && a.add[0].data) value = value + fetch<Vec<T>>(add0 + x * a.add[0].pixel);
+          if (!plain && a.add[1].data) value = value + fetch<Vec<T>>(add1 + x * a.add[1].pixel);
+          if (!plain && a.mask.data) value = gate(fetch<Vec<T>>(mask + x * a.mask.pixel), value);
+          store(to + x * a.out.pixel, value);
+        }
+      }
+    }
+  }
+}
+
+template <class T, int M> void winograd_output(const WinogradOutput<T>& a) {
+  const bool whole = a.row0 <= 0 && a.row1 >= M && a.col0 <= 0 && a.col1 >= a.tiles * M;
+  const bool plain = !a.add[0].data && !a.add[1].data && !a.mask.data;
+  const auto as = whole ? plain ? winograd_output_as<T, M, true, true> : winograd_output_as<T, M, true, false>
+                        : winograd_output_as<T, M, false, false>;
+  as(a);
+}
+
+template <class T, int M> constexpr Winograd<T> winograd() { return {winograd_input<T, M>, winograd_output<T, M>}; }
+
+// P tiles x V vectors of output channels in registers; long sums in parts, as in multiply_pixels.
+template <class T, int P, int V>
+void multiply_tiles(const T* in, Index tile, Index depth, const T* w, T* out, Index out_tile) {
+  constexpr int L = kLanes<T>;
+  const Index parts = (depth + kPart - 1) / kPart;
+  const Index length = (depth + parts * kTurn - 1) / (parts * kTurn) * kTurn;
+  for (Index k = 0; k < depth;) {
+    const Index end = k + length < depth ? k + length : depth;
+    const bool first = k == 0;
+    Vec<T> sum[P][V];
+#pragma GCC unroll 16
+    for (int p = 0; p < P; p++) {
+#pragma GCC unroll 2
+      for (int v = 0; v < V; v++) sum[p][v] = broadcast(T(0));
+    }
+    for (; k + kTurn <= end; k += kTurn, w += kTurn * V * L) {
+#pragma GCC unroll 8
+      for (Index i = 0; i < kTurn; i++) multiply_add<T, P, V>(in + k + i, tile, w + i * V * L, sum);
+    }
+    for (; k < end; k++, w += V * L) multiply_add<T, P, V>(in + k, tile, w, sum);
+    if (first) {
+#pragma GCC unroll 16
+      for (int p = 0; p < P; p++) {
+#pragma GCC unroll 2
+        for (int v = 0; v < V; v++) store(out + p * out_tile + v * L, sum[p][v]);
+      }
+    } else {
+#pragma GCC unroll 16
+      for (int p = 0; p < P; p++) {
+#pragma GCC unroll 2
+        for (int v = 0; v < V; v++) {
+          T* const total = out + p * out_tile + v * L;
+          store(total, fetch<Vec<T>>(total) + sum[p][v]);
+        }
+      }
+    }
+  }
+}
+
+template <class T> using MultiplyTiles = void (*)(const T*, Index, Index, const T*, T*, Index);
+template <class T, int V, int... P> struct TilesTable {
+  static constexpr MultiplyTiles<T> of[] = {nullptr, multiply_tiles<T, P, V>...};
+};
+#if DBLR_PIXELS == 12
+template <class T, int V> using TilesBy = TilesTable<T, V, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12>;
+#elif DBLR_PIXELS == 6
+template <class T, int V> using TilesBy = TilesTable<T, V, 1, 2, 3, 4, 5, 6>;
+#else
+template <class T, int V> using TilesBy = TilesTable<T, V, 1, 2, 3, 4>;
+#endif
+
+template <class T> void winograd_product(const WinogradProduct<T>& a) {
+  constexpr int L = kLanes<T>;
+  const Index groups = (a.tiles + DBLR_PIXELS - 1) / DBLR_PIXELS, least = a.tiles / groups, rest = a.tiles % groups;
+  for (Index position = 0; position < a.positions; position++) {
+    const T* const in = a.in + position * a.in_position;
+    T* const out = a.out + position * a.out_position;
+    for (Index c = 0, b = 0; c < a.channels; c += 2 * L, b++) {
+      const int vectors = a.channels - c > L ? 2 : 1;
+      const MultiplyTiles<T>* by = vectors == 2 ? TilesBy<T, 2>::of : TilesBy<T, 1>::of;
+      const T* const w = a.weights + b * a.block + position * a.depth * vectors * L;
+      for (Index g = 0, tile = 0; g < groups; g++) {
+        const Index tiles = least + (g < rest);
+        by[tiles](in + tile * a.depth, a.depth, a.depth, w, out + tile * a.channels + c, a.channels);
+        tile += tiles;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace dblr

@@ -1,0 +1,86 @@
+// The weight gradient in Winograd's domain: G^T [sum over tiles of (B^T d B) (A dz A^T)] G, of which this is all but
+// the sum's last transform.
+namespace dblr {
+namespace {
+
+template <class T, int M> void winograd_dz(const WinogradInput<T>& a) {
+  constexpr int N = M + 2, L = kLanes<T>;
+  for (Index tile = 0; tile < a.tiles; tile++) {
+    T* const to = a.out + tile * a.channels;
+    for (Index c = 0; c < a.channels; c += L) {
+      Vec<T> half[N][M], d[M], z[N];
+#pragma GCC unroll 1
+      for (int x = 0; x < M; x++) {
+        const Index at = (tile * M + x) * a.pixel + c;
+#pragma GCC unroll 8
+        for (int y = 0; y < M; y++) d[y] = fetch<Vec<T>>(a.rows[y] + at);
+        Transform<T, M>::dz(d, z);
+#pragma GCC unroll 8
+        for (int y = 0; y < N; y++) half[y][x] = z[y];
+      }
+#pragma GCC unroll 1
+      for (int y = 0; y < N; y++) {
+        Transform<T, M>::dz(half[y], z);
+#pragma GCC unroll 8
+        for (int x = 0; x < N; x++) store(to + (y * N + x) * a.position + c, z[x]);
+      }
+    }
+  }
+}
+
+// P input channels x V vectors of output channels in registers over the tiles of a block.
+template <class T, int P, int V>
+void add_outer_products(const T* in, Index in_tile, const T* dz, Index dz_tile, Index tiles, T* out, Index out_row) {
+  constexpr int L = kLanes<T>;
+  Vec<T> sum[P][V];
+#pragma GCC unroll 16
+  for (int p = 0; p < P; p++) {
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) sum[p][v] = broadcast(T(0));
+  }
+#pragma GCC unroll 4
+  for (Index t = 0; t < tiles; t++) multiply_add<T, P, V>(in + t * in_tile, 1, dz + t * dz_tile, sum);
+#pragma GCC unroll 16
+  for (int p = 0; p < P; p++) {
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) {
+      T* const total = out + p * out_row + v * L;
+      store(total, fetch<Vec<T>>(total) + sum[p][v]);
+    }
+  }
+}
+
+template <class T> using OuterProducts = void (*)(const T*, Index, const T*, Index, Index, T*, Index);
+template <class T, int V, int... P> struct OuterTable {
+  static constexpr OuterProducts<T> of[] = {nullptr, add_outer_products<T, P, V>...};
+};
+#if DBLR_PIXELS == 12
+template <class T, int V> using OuterBy = OuterTable<T, V, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12>;
+#elif DBLR_PIXELS == 6
+template <class T, int V> using OuterBy = OuterTable<T, V, 1, 2, 3, 4, 5, 6>;
+#else
+template <class T, int V> using OuterBy = OuterTable<T, V, 1, 2, 3, 4>;
+#endif
+
+template <class T> void winograd_gradient(const WinogradGradient<T>& a) {
+  constexpr int L = kLanes<T>;
+  const Index groups = (a.in_channels + DBLR_PIXELS - 1) / DBLR_PIXELS;
+  const Index least = a.in_channels / groups, rest = a.in_channels % groups;
+  for (Index position = 0; position < a.positions; position++) {
+    const T* const in = a.in + position * a.in_position;
+    const T* const dz = a.dz + position * a.dz_position;
+    T* const out = a.out + position * a.in_channels * a.out_channels;
+    for (Index c = 0; c < a.out_channels; c += 2 * L) {
+      const OuterProducts<T>* by = a.out_channels - c > L ? OuterBy<T, 2>::of : OuterBy<T, 1>::of;
+      for (Index g = 0, i = 0; g < groups; g++) {
+        const Index channels = least + (g < rest);
+        by[channels](in + i, a.in_channels, dz + c, a.out_channels, a.tiles, out + i * a.out_channels + c,
+                     a.out_channels);
+        i += channels;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace dblr

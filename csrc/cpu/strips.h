@@ -1,0 +1,42 @@
+// Layers run strip by strip: each strip of a layer as soon as the one before has the rows that it reads. A few rows
+// of each map are then alive at a time, and they are still in cache when they are read.
+#pragma once
+
+#include <functional>
+#include <vector>
+
+#include "tensor.h"
+
+namespace dblr {
+
+class Strips {
+ public:
+  // rows of a strip; strips start at the picture's top row.
+  explicit Strips(Index rows) : rows_(rows) {}
+  // The next layer: computes `region` from what the layer before gives there and one pixel around.
+  void add(const Rect& region, std::function<void(const Rect& strip)> compute);
+  void run();
+
+  // Rows that must be kept of a map whose last reader is `later` layers behind the one that writes it: every layer is
+  // a strip ahead of the next, and a strip is read with its neighbours.
+  Index ring(Index later) const { return (later + 1 > 3 ? later + 1 : 3) * rows_; }
+
+ private:
+  struct Layer {
+    Rect region;
+    std::function<void(const Rect&)> compute;
+    Index done;  // rows above this one are computed
+  };
+  void advance(std::size_t layer, Index until);
+  Index rows_;
+  std::vector<Layer> layers_;
+};
+
+// A channels_last map of which `ring` rows over the columns of `part` are kept; indexed as if all of an h x w picture
+// were there.
+template <class T> Map<T> ring_map(T* data, Index channels, const Rect& part, Index h, Index w, Index ring) {
+  const Index row = part.w() * channels;
+  return {data - part.x0 * channels, 1, channels, h, w, 0, 1, row, channels, ring};
+}
+
+}  // namespace dblr

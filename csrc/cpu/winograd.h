@@ -1,0 +1,81 @@
+// Convolutions by Winograd's F(m x m, 3 x 3) (Lavin and Gray, 2016), m = 4 or 6: (m + 2)^2 products for m^2 outputs
+// instead of 9 m^2. A block of tiles side by side stays in the second-level cache from the input's transform to the
+// output's. Tiles lie on a grid that starts at the picture's corner, so results do not depend on the blocks.
+#pragma once
+
+#include "convolve.h"
+
+namespace dblr {
+
+// The side of the tiles with which a convolution goes, `wanted` or 0: few channels are faster without, and float64 is there for accuracy.
+template <class T> int winograd_tile(const Kernels<T>& k, const Filter<T>& f, int wanted = 4);
+
+// Transforms the weights of `channels` output channels from `first` on: to[position][ic][stride].
+template <class T>
+void winograd_pack(const Filter<T>& f, const double* scale, int tile, Index first, Index channels, Index stride, T* to);
+
+template <class T> void winograd_convolve(const Run<T>& run, const Convolution<T>& c);
+
+// Tiles of a region: rows of blocks, blocks of at most `most` tiles side by side.
+struct WinogradTiling {
+  // Blocks are cut so that `threads` get equal shares of a row; 1 where results depend on the blocks (as sums do).
+  WinogradTiling(const Rect& region, int tile, int threads);
+  Index tile, y0, x0, down, across;  // of the grid: first row and column, how many
+  Index blocks;                      // in a row
+  Index most_tiles() const { return (across + blocks - 1) / blocks; }
+  Index tasks() const { return down * blocks; }
+  struct Block {
+    Index n, row, col, tiles;  // row and col in tiles from the picture's corner
+  };
+  Block block(Index task) const;
+  // The part of the region that a block gives.
+  Tile part(const Block& b, const Rect& region) const;
+};
+
+// Kernels to Winograd's domain: u = G g G^T, G of `size` rows.
+struct KernelTransform {
+  int size;
+  double g[kMostRows][3];
+};
+KernelTransform kernel_transform(int tile);
+
+// Elements from one position to the next of a block: a cache line more than it takes, for all positions of a power
+// of two would fall into the same sets.
+template <class T> Index position(Index tiles, Index channels) { return tiles * channels + 64 / sizeof(T); }
+
+// Gathers and transforms `channels` channels from `first` on of a block's tiles.
+template <class T> struct TileLoader {
+  const Kernels<T>& kernels;
+  void (*transform)(const WinogradInput<T>&);
+  Index tile, halo;
+  Index first, channels, position;
+  // Pixels outside `readable` are taken as zero. rows: scratch for as many elements as rows() says.
+  void load(const Source<T>& source, const WinogradTiling::Block& b, const Rect& readable, T* rows, T* out) const;
+  Index rows() const;
+};
+
+// The pieces, for ops that go on with a block's output.
+template <class T> class WinogradBlocks {
+ public:
+  WinogradBlocks(const Kernels<T>& kernels, const Weights<T>& weights);
+  Index most_tiles() const;
+  std::size_t scratch() const { return (rows_ + in_ + out_) * sizeof(T); }
+  // Output channels that are finished together, first to last.
+  Index groups() const { return (weights_.out + group_ - 1) / group_; }
+  Index first_channel(Index group) const { return group * group_; }
+  Index channels(Index group) const;
+  // Transforms the input of a block; pixels outside `readable` are taken as zero.
+  void load(const Source<T>& source, const WinogradTiling::Block& b, const Rect& readable, T* scratch) const;
+  // Products of one group. What follows the bias, and where it goes, the caller adds before `store`.
+  WinogradOutput<T> multiply(const WinogradTiling::Block& b, const Rect& region, Index group, T* scratch) const;
+  void store(const WinogradOutput<T>& o) const { transforms_.output(o); }
+
+ private:
+  const Kernels<T>& kernels_;
+  const Weights<T>& weights_;
+  const Winograd<T>& transforms_;
+  TileLoader<T> loader_;
+  Index tile_, side_, group_, out_position_, rows_, in_, out_;
+};
+
+}  // namespace dblr

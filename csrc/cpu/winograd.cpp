@@ -16,6 +16,7 @@ namespace {
 constexpr Index kTiles = 24, kFewTiles = 8;
 // Output channels between two transforms, and tiles whose input is gathered at a time where it cannot be read in place.
 constexpr Index kGroup = 64, kGather = 4;
+constexpr Index kMostChannels = 32;  // in a block of weights: two of the widest vectors
 
 Index divide_up(Index a, Index b) { return (a + b - 1) / b; }
 
@@ -53,19 +54,23 @@ template <class T>
 void winograd_pack(const Filter<T>& f, const double* scale, int tile, Index first, Index channels, Index stride,
                    T* to) {
   const KernelTransform t = kernel_transform(tile);
-  for (Index c = 0; c < channels; c++) {
-    const Index o = first + c;
-    for (Index i = 0; i < f.in; i++) {
-      double half[kMostRows][3] = {};  // G g
-      for (int tap = 0; tap < 9; tap++) {
-        const double value = f.data[o * f.so + i * f.si + (f.flip ? 8 - tap : tap)] * (scale ? scale[o] : 1.0);
-        for (int y = 0; y < t.size; y++) half[y][tap % 3] += t.g[y][tap / 3] * value;
-      }
+  for (Index i = 0; i < f.in; i++) {
+    double half[kMostRows][3][kMostChannels] = {};  // G g, for all channels side by side
+    for (int tap = 0; tap < 9; tap++) {
+      double value[kMostChannels];
+      const T* const from = f.data + first * f.so + i * f.si + (f.flip ? 8 - tap : tap);
+      for (Index c = 0; c < channels; c++) value[c] = from[c * f.so] * (scale ? scale[first + c] : 1.0);
       for (int y = 0; y < t.size; y++) {
-        for (int x = 0; x < t.size; x++) {
-          const double u = half[y][0] * t.g[x][0] + half[y][1] * t.g[x][1] + half[y][2] * t.g[x][2];
-          to[((y * t.size + x) * f.in + i) * stride + c] = static_cast<T>(u);
-        }
+        const double g = t.g[y][tap / 3];
+        for (Index c = 0; c < channels; c++) half[y][tap % 3][c] += g * value[c];
+      }
+    }
+    for (int y = 0; y < t.size; y++) {
+      const double(*const h)[kMostChannels] = half[y];
+      for (int x = 0; x < t.size; x++) {
+        const double *const g = t.g[x];
+        T* const u = to + ((y * t.size + x) * f.in + i) * stride;
+        for (Index c = 0; c < channels; c++) u[c] = static_cast<T>(h[0][c] * g[0] + h[1][c] * g[1] + h[2][c] * g[2]);
       }
     }
   }

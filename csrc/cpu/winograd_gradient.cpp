@@ -61,10 +61,10 @@ template <class T> void winograd_weight_gradient(const Run<T>& run, const Weight
     }
   });
 
-  // G^T u G for one input channel at a time.
+  // G^T u G for one input channel at a time, output channels side by side.
   const KernelTransform t = kernel_transform(kTile);
-  parallel(run.threads, in.channels, kPositions * kRange * sizeof(double), [&](Index channel, char* memory) {
-    double* const u = reinterpret_cast<double*>(memory);
+  parallel(run.threads, in.channels, (kPositions + 3 * kMostRows) * kRange * sizeof(double), [&](Index channel, char* memory) {
+    double *const u = reinterpret_cast<double*>(memory), *const half = u + kPositions * kRange;
     const Index i = channel / kRange, ic = channel % kRange;
     for (Index o = 0; o < out.count; o++) {
       const Index size = out.size(o);
@@ -75,20 +75,21 @@ template <class T> void winograd_weight_gradient(const Run<T>& run, const Weight
           for (Index c = 0; c < size; c++) u[p * size + c] += from[c];
         }
       }
-      for (Index c = 0; c < size; c++) {
-        double half[3][kMostRows] = {};
-        for (int y = 0; y < t.size; y++) {
-          for (int x = 0; x < t.size; x++) {
-            const double value = u[(y * t.size + x) * size + c];
-            for (int k = 0; k < 3; k++) half[k][x] += t.g[y][k] * value;
-          }
+      std::memset(half, 0, 3 * t.size * size * sizeof(double));
+      for (int p = 0; p < kPositions; p++) {
+        for (int k = 0; k < 3; k++) {
+          double* const to = half + (k * t.size + p % t.size) * size;
+          for (Index c = 0; c < size; c++) to[c] += t.g[p / t.size][k] * u[p * size + c];
         }
-        for (int tap = 0; tap < 9; tap++) {
-          double sum = 0;
-          for (int x = 0; x < t.size; x++) sum += half[tap / 3][x] * t.g[x][tap % 3];
-          T& at = g.dw[(o * kRange + c) * g.so + channel * g.si + (g.flip ? 8 - tap : tap)];
-          at = static_cast<T>(g.add ? at + sum : sum);
+      }
+      for (int tap = 0; tap < 9; tap++) {
+        double sum[kRange] = {};
+        for (int x = 0; x < t.size; x++) {
+          const double* const from = half + (tap / 3 * t.size + x) * size;
+          for (Index c = 0; c < size; c++) sum[c] += from[c] * t.g[x][tap % 3];
         }
+        T* const to = g.dw + o * kRange * g.so + channel * g.si + (g.flip ? 8 - tap : tap);
+        for (Index c = 0; c < size; c++) to[c * g.so] = static_cast<T>(g.add ? to[c * g.so] + sum[c] : sum[c]);
       }
     }
   });

@@ -124,8 +124,8 @@ void bind_stem(py::module_& m) {
             const auto xs = any_map<const T>(x, "x");
             const ConvPair<T> p = conv_pair<T>(weights, xs.c);
             const Run<T> run(threads);
-            const Weights<T> first(run, forward_filter(p.w1, p.middle, p.in), p.b1);
-            const Weights<T> second(run, forward_filter(p.w2, p.out, p.middle), p.b2);
+            const Weights<T> first = weights_for(run, forward_filter(p.w1, p.middle, p.in), p.b1);
+            const Weights<T> second = weights_for(run, forward_filter(p.w2, p.out, p.middle), p.b2);
             stem<T>(run, xs, first, second, whole(xs.h, xs.w), map<T>(y, "y", {xs.n, p.out, xs.h, xs.w}));
           });
         },

@@ -103,21 +103,6 @@ Product<T> product(const Weights<T>& w, Index b, Pixels<const T> in, Index rows,
   return p;
 }
 
-template <class T>
-void middle_tile(const Kernels<T>& k, const Weights<T>& w, const Tile& tile, Index h, Index wide, const T* in,
-                 T* out) {
-  const Index rows = tile.rows + 2, cols = tile.cols + 2, row = cols * w.out, in_row = (cols + 2) * w.in;
-  const Index y0 = std::max<Index>(0, 1 - tile.y), y1 = std::min(rows, h - tile.y + 1);
-  const Index x0 = std::max<Index>(0, 1 - tile.x), x1 = std::min(cols, wide - tile.x + 1);
-  if (y0 > 0 || x0 > 0 || y1 < rows || x1 < cols) std::memset(out, 0, rows * row * sizeof(T));
-  for (Index b = 0; b < w.blocks; b++) {
-    Product<T> p = product<T>(w, b, {in + y0 * in_row + x0 * w.in, in_row, w.in}, y1 - y0, x1 - x0,
-                              {out + y0 * row + x0 * w.out + w.first_channel(b), row, w.out});
-    p.relu = true;
-    k.multiply(p);
-  }
-}
-
 template <class T> void convolve(const Run<T>& run, const Convolution<T>& c) {
   const Weights<T>& w = *c.weights;
   if (c.region.h() <= 0 || c.region.w() <= 0) return;
@@ -153,7 +138,6 @@ template <class T> void convolve(const Run<T>& run, const Convolution<T>& c) {
   template Weights<T> weights_for(const Run<T>&, const Filter<T>&, const T*, const double*);                    \
   template void load_tile(const Kernels<T>&, const Source<T>&, const Tile&, Index, T*);                         \
   template Product<T> product(const Weights<T>&, Index, Pixels<const T>, Index, Index, Pixels<T>);              \
-  template void middle_tile(const Kernels<T>&, const Weights<T>&, const Tile&, Index, Index, const T*, T*);     \
   template void convolve(const Run<T>&, const Convolution<T>&);
 INSTANTIATE(float)
 INSTANTIATE(double)

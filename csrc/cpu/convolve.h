@@ -100,11 +100,6 @@ template <class T> void convolve(const Run<T>& run, const Convolution<T>& c);
 template <class T>
 void load_tile(const Kernels<T>& k, const Source<T>& source, const Tile& tile, Index halo, T* out);
 
-// A convolution from a packed tile into a packed tile that the next one reads: `tile` with its halo of one
-// pixel, zero outside the h x w picture. `in` holds `tile` with a halo of two.
-template <class T>
-void middle_tile(const Kernels<T>& k, const Weights<T>& w, const Tile& tile, Index h, Index wide, const T* in, T* out);
-
 // Everything of a product but what follows the bias; the caller adds that.
 template <class T>
 Product<T> product(const Weights<T>& w, Index block, Pixels<const T> in, Index rows, Index cols, Pixels<T> out);

@@ -11,8 +11,8 @@ namespace dblr {
 namespace {
 
 constexpr Index kTaps = 9;
-// Tiles of L34 where it goes without Winograd, and the rows of a strip.
-constexpr Index kTailRows = 16, kTailCols = 30, kStripRows = 16;
+// Tiles of L34 where it goes without Winograd.
+constexpr Index kTailRows = 16, kTailCols = 30;
 
 // Adds to `sums` [pixel][tap] of a tile what the channels of h2 from `first` on give: `from` holds them.
 template <class T>
@@ -147,45 +147,26 @@ void tail_products(const Run<T>& run, Map<const T> h1, const Tail<T>& tail, cons
   products(run, h1, tail, region, h2, taps);
 }
 
-// Without h1 kept, a few rows of it live at a time.
 template <class T>
 void reconstruct(const Run<T>& run, Map<const T> x, const Tail<T>& tail, const Rect& region, Map<T> taps, Map<T> y,
                  Map<T> h1, Map<T> h2) {
   if (region.h() <= 0 || region.w() <= 0) return;
-  Convolution<T> first;
-  first.weights = tail.first;
-  first.relu = true;
+  const Rect around = grow(region, 1, x.h, x.w);
   if (h1.data) {
-    const Rect around = grow(region, 1, x.h, x.w);
+    Convolution<T> first;
     first.source = copy_of(x);
+    first.weights = tail.first;
     first.region = around;
     first.out = h1;
+    first.relu = true;
     convolve(run, first);
     tail_products(run, constant(h1), tail, around, h2, taps);
-    return add_taps(run, constant(taps), tail.bias, region, y);
-  }
-  Strips size(kStripRows);
-  const Rect part = grow(region, 2, x.h, x.w);
-  const Index ring = std::min(size.ring(1), (part.y1 + kStripRows - 1) / kStripRows * kStripRows);
-  Buffer<T> memory(ring * part.w() * tail.first->out);
-  const Map<T> rows = ring_map(memory.data(), tail.first->out, part, x.h, x.w, ring);
-  for (Index n = 0; n < x.n; n++) {
-    const auto picture = [n](auto map) {
-      map.data += n * map.sn;
-      map.n = 1;
-      return map;
-    };
-    Strips strips(kStripRows);
-    first.source = copy_of(picture(x));
-    first.out = rows;
-    strips.add(part, [&](const Rect& strip) {
-      first.region = strip;
-      convolve(run, first);
+  } else {
+    feed(run, x, *tail.first, around, [&](Index n, const Map<const T>& rows, const Rect& strip) {
+      Map<T> to = taps;
+      to.data += n * taps.sn;
+      tail_products(run, rows, tail, strip, {}, to);
     });
-    strips.add(grow(region, 1, x.h, x.w), [&](const Rect& strip) {
-      tail_products(run, constant(rows), tail, strip, {}, picture(taps));
-    });
-    strips.run();
   }
   add_taps(run, constant(taps), tail.bias, region, y);
 }

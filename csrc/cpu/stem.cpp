@@ -1,7 +1,7 @@
 #include <algorithm>
 
 #include "ops.h"
-#include "threads.h"
+#include "strips.h"
 #include "weight_gradient.h"
 
 namespace dblr {
@@ -12,27 +12,20 @@ constexpr Index kBandPixels = 64 * 1024;
 
 }  // namespace
 
-// A tile's middle map lives in the thread's scratch alone.
 template <class T>
 void stem(const Run<T>& run, Map<const T> x, const Weights<T>& first, const Weights<T>& second, const Rect& region,
           Map<T> y) {
   if (region.h() <= 0 || region.w() <= 0) return;
-  const Tiling tiling(region.h(), region.w(), (first.in + first.out) * sizeof(T), run.kernels.pixels);
-  const Index in_size = (tiling.rows + 4) * (tiling.cols + 4) * first.in;
-  const Index middle_size = (tiling.rows + 2) * (tiling.cols + 2) * first.out;
-  const Source<T> source = copy_of(x);
-  parallel(run.threads, x.n * tiling.tiles(), (in_size + middle_size) * sizeof(T), [&](Index task, char* scratch) {
-    const Tile t = tile_at(tiling, region, task);
-    T *const in = reinterpret_cast<T*>(scratch), *const middle = in + in_size;
-    load_tile(run.kernels, source, t, 2, in);
-    middle_tile(run.kernels, first, t, x.h, x.w, in, middle);
-    for (Index b = 0; b < second.blocks; b++) {
-      Pixels<T> out = pixels(y, t.n, t.y, t.x);
-      out.data += second.first_channel(b);
-      Product<T> p = product<T>(second, b, {middle, (t.cols + 2) * first.out, first.out}, t.rows, t.cols, out);
-      p.relu = true;
-      run.kernels.multiply(p);
-    }
+  Convolution<T> c;
+  c.weights = &second;
+  c.relu = true;
+  feed(run, x, first, region, [&](Index n, const Map<const T>& middle, const Rect& strip) {
+    c.source = copy_of(middle);
+    c.region = strip;
+    c.out = y;
+    c.out.n = 1;
+    c.out.data += n * y.sn;
+    convolve(run, c);
   });
 }
 

@@ -26,19 +26,23 @@ Weights<T>::Weights(const Run<T>& r, const Filter<T>& f, const T* bias, const do
   data_ = Buffer<T>(blocks * width_ * depth());
   bias_ = Buffer<T>(blocks * width_);
   parallel(r.threads, blocks, 0, [&](Index b, char*) {
-    T* const to = data_.data() + b * width_ * depth();
-    std::memset(to, 0, vectors(b) * lanes_ * depth() * sizeof(T));
     for (Index c = 0; c < width_; c++) {
       const Index o = first_channel(b) + c;
       bias_[o] = bias && o < out ? bias[o] : T(0);
     }
-    tile ? winograd_pack(f, scale, tile, first_channel(b), channels(b), vectors(b) * lanes_, to) : pack(f, scale, b, to);
+    if (tile) {
+      const Index block = width_ * in, stride = vectors(b) * lanes_;
+      winograd_pack(f, scale, tile, first_channel(b), channels(b), stride, blocks * block, data_.data() + b * block);
+    } else {
+      pack(f, scale, b, data_.data() + b * width_ * depth());
+    }
   });
 }
 
 template <class T> void Weights<T>::pack(const Filter<T>& f, const double* scale, Index b, T* to) const {
   const int taps = f.kernel * f.kernel;
   const Index stride = vectors(b) * lanes_;
+  std::memset(to, 0, stride * depth() * sizeof(T));
   for (Index c = 0; c < channels(b); c++) {
     const Index o = first_channel(b) + c;
     for (Index i = 0; i < in; i++) {

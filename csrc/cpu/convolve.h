@@ -26,8 +26,8 @@ template <class T> Filter<T> backward_filter(const T* w, Index out, Index in) {
   return {w, in, out, 9, in * 9, true, 3};
 }
 
-// Weights packed for the kernels: blocks of output channels, within each [dy][dx, ic][channel of the block], or
-// transformed for Winograd's tiles, [position][ic][channel of the block].
+// Weights packed for the kernels: [block of output channels][dy][dx, ic][channel of the block], or transformed for
+// Winograd's tiles: [position][block][ic][channel of the block].
 template <class T> class Weights {
  public:
   // bias: null for none. scale: one factor an output channel (a folded batch norm), or null. tile: 0, or the side
@@ -44,6 +44,7 @@ template <class T> class Weights {
   int channels(Index b) const { return static_cast<int>(out - b * width_ < width_ ? out - b * width_ : width_); }
   Index first_channel(Index b) const { return b * width_; }
   const T* block(Index b) const { return data_.data() + b * width_ * depth(); }
+  const T* winograd() const { return data_.data(); }
   const T* bias(Index b) const { return bias_.data() + b * width_; }
   Index depth() const { return kernel_rows * run; }
 

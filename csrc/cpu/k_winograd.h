@@ -165,9 +165,10 @@ template <class T, int M> void winograd_output(const WinogradOutput<T>& a) {
 
 template <class T, int M> constexpr Winograd<T> winograd() { return {winograd_input<T, M>, winograd_output<T, M>}; }
 
-// P tiles x V vectors of output channels in registers; long sums in parts, as in multiply_pixels.
+// P tiles x V vectors of output channels in registers; long sums in parts, as in multiply_pixels. `next` weights are
+// fetched meanwhile: they come from the third-level cache, and the hardware foresees only what follows in a page.
 template <class T, int P, int V>
-void multiply_tiles(const T* in, Index tile, Index depth, const T* w, T* out, Index out_tile) {
+void multiply_tiles(const T* in, Index tile, Index depth, const T* w, T* out, Index out_tile, const T* next) {
   constexpr int L = kLanes<T>;
   const Index parts = (depth + kPart - 1) / kPart;
   const Index length = (depth + parts * kTurn - 1) / (parts * kTurn) * kTurn;
@@ -182,7 +183,10 @@ void multiply_tiles(const T* in, Index tile, Index depth, const T* w, T* out, In
     }
     for (; k + kTurn <= end; k += kTurn, w += kTurn * V * L) {
 #pragma GCC unroll 8
-      for (Index i = 0; i < kTurn; i++) multiply_add<T, P, V>(in + k + i, tile, w + i * V * L, sum);
+      for (Index i = 0; i < kTurn; i++) {
+        __builtin_prefetch(next + (k + i) * V * L);
+        multiply_add<T, P, V>(in + k + i, tile, w + i * V * L, sum);
+      }
     }
     for (; k < end; k++, w += V * L) multiply_add<T, P, V>(in + k, tile, w, sum);
     if (first) {
@@ -204,7 +208,7 @@ void multiply_tiles(const T* in, Index tile, Index depth, const T* w, T* out, In
   }
 }
 
-template <class T> using MultiplyTiles = void (*)(const T*, Index, Index, const T*, T*, Index);
+template <class T> using MultiplyTiles = void (*)(const T*, Index, Index, const T*, T*, Index, const T*);
 template <class T, int V, int... P> struct TilesTable {
   static constexpr MultiplyTiles<T> of[] = {nullptr, multiply_tiles<T, P, V>...};
 };
@@ -225,10 +229,13 @@ template <class T> void winograd_product(const WinogradProduct<T>& a) {
     for (Index c = 0, b = 0; c < a.channels; c += 2 * L, b++) {
       const int vectors = a.channels - c > L ? 2 : 1;
       const MultiplyTiles<T>* by = vectors == 2 ? TilesBy<T, 2>::of : TilesBy<T, 1>::of;
-      const T* const w = a.weights + b * a.block + position * a.depth * vectors * L;
+      const T* const w = a.weights + position * a.weights_position + b * a.block;
+      const bool last = c + 2 * L >= a.channels;
+      const T* const next = last ? a.weights + (position + 1) * a.weights_position : w + a.block;
       for (Index g = 0, tile = 0; g < groups; g++) {
         const Index tiles = least + (g < rest);
-        by[tiles](in + tile * a.depth, a.depth, a.depth, w, out + tile * a.channels + c, a.channels);
+        const bool ahead = g == groups - 1 && !(last && position == a.positions - 1);
+        by[tiles](in + tile * a.depth, a.depth, a.depth, w, out + tile * a.channels + c, a.channels, ahead ? next : w);
         tile += tiles;
       }
     }

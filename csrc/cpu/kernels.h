@@ -71,13 +71,13 @@ template <class T> struct WinogradInput {
   Index position;
 };
 
-// out[position][tile][oc] = sum over ic of in[position][tile][ic] * weights[block][position][ic][oc of the block]
+// out[position][tile][oc] = sum over ic of in[position][tile][ic] * weights[position][block][ic][oc of the block]
 template <class T> struct WinogradProduct {
   const T* in;
   Index in_position;
   Index positions, tiles, depth;
   const T* weights;
-  Index block;               // from one block of output channels to the next
+  Index block, weights_position;  // from one block of output channels, and one position, to the next
   Index channels;            // whole vectors
   T* out;
   Index out_position;        // tiles are `channels` apart

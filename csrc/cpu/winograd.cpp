@@ -52,7 +52,7 @@ template <class T> int winograd_tile(const Kernels<T>& k, const Filter<T>& f, in
 
 template <class T>
 void winograd_pack(const Filter<T>& f, const double* scale, int tile, Index first, Index channels, Index stride,
-                   T* to) {
+                   Index position, T* to) {
   const KernelTransform t = kernel_transform(tile);
   for (Index i = 0; i < f.in; i++) {
     double half[kMostRows][3][kMostChannels] = {};  // G g, for all channels side by side
@@ -69,7 +69,7 @@ void winograd_pack(const Filter<T>& f, const double* scale, int tile, Index firs
       const double(*const h)[kMostChannels] = half[y];
       for (int x = 0; x < t.size; x++) {
         const double *const g = t.g[x];
-        T* const u = to + ((y * t.size + x) * f.in + i) * stride;
+        T* const u = to + (y * t.size + x) * position + i * stride;
         for (Index c = 0; c < channels; c++) u[c] = static_cast<T>(h[0][c] * g[0] + h[1][c] * g[1] + h[2][c] * g[2]);
       }
     }
@@ -168,8 +168,9 @@ WinogradOutput<T> WinogradBlocks<T>::multiply(const WinogradTiling::Block& b, co
   p.positions = side_ * side_;
   p.tiles = b.tiles;
   p.depth = weights_.in;
-  p.weights = weights_.block(first);
-  p.block = weights_.width() * weights_.depth();
+  p.block = weights_.width() * weights_.in;
+  p.weights_position = weights_.blocks * p.block;
+  p.weights = weights_.winograd() + first * p.block;
   p.channels = channels(group);
   p.out = scratch + rows_ + in_;
   p.out_position = out_position_;
@@ -223,7 +224,7 @@ template <class T> void winograd_convolve(const Run<T>& run, const Convolution<T
 
 #define INSTANTIATE(T)                                                                                              \
   template int winograd_tile(const Kernels<T>&, const Filter<T>&, int);                                             \
-  template void winograd_pack(const Filter<T>&, const double*, int, Index, Index, Index, T*);                       \
+  template void winograd_pack(const Filter<T>&, const double*, int, Index, Index, Index, Index, T*);                \
   template struct TileLoader<T>;                                                                                    \
   template class WinogradBlocks<T>;                                                                                 \
   template void winograd_convolve(const Run<T>&, const Convolution<T>&);

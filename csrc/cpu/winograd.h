@@ -10,9 +10,11 @@ namespace dblr {
 // The side of the tiles with which a convolution goes, `wanted` or 0: few channels are faster without, and float64 is there for accuracy.
 template <class T> int winograd_tile(const Kernels<T>& k, const Filter<T>& f, int wanted = 4);
 
-// Transforms the weights of `channels` output channels from `first` on: to[position][ic][stride].
+// Transforms the weights of `channels` output channels from `first` on: to[position][ic][stride], positions as far
+// apart as `position` says.
 template <class T>
-void winograd_pack(const Filter<T>& f, const double* scale, int tile, Index first, Index channels, Index stride, T* to);
+void winograd_pack(const Filter<T>& f, const double* scale, int tile, Index first, Index channels, Index stride,
+                   Index position, T* to);
 
 template <class T> void winograd_convolve(const Run<T>& run, const Convolution<T>& c);
 

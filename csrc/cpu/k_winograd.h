@@ -91,6 +91,9 @@ template <class T, int M> struct Transform {
   static DBLR_INLINE Vec<T> weight(int i, int k) { return broadcast(static_cast<T>(power(Points::kPoint[i], k))); }
 };
 
+// Tiles between the one that is transformed and the one whose pixels are fetched meanwhile.
+constexpr Index kAhead = 2;
+
 template <class T, int M> void winograd_input(const WinogradInput<T>& a) {
   constexpr int N = M + 2, L = kLanes<T>;
   for (Index tile = 0; tile < a.tiles; tile++) {
@@ -102,6 +105,10 @@ template <class T, int M> void winograd_input(const WinogradInput<T>& a) {
         const Index at = (tile * M + x) * a.pixel + c;
 #pragma GCC unroll 8
         for (int y = 0; y < N; y++) d[y] = fetch<Vec<T>>(a.rows[y] + at);
+        if (x >= 2) {
+#pragma GCC unroll 8
+          for (int y = 0; y < N; y++) __builtin_prefetch(a.rows[y] + at + kAhead * M * a.pixel);
+        }
         Transform<T, M>::input(d, v);
 #pragma GCC unroll 8
         for (int y = 0; y < N; y++) half[y][x] = v[y];

@@ -150,6 +150,8 @@ template <class T, int M, bool whole, bool plain> void winograd_output_as(const 
 #pragma GCC unroll 6
         for (int x = 0; x < M; x++) {
           if (!whole && (x0 + x < a.col0 || x0 + x >= a.col1)) continue;
+          __builtin_prefetch(to + (kAhead * M + x) * a.out.pixel, 1);
+          if (!plain) __builtin_prefetch(add0 + (kAhead * M + x) * a.add[0].pixel);
           Vec<T> value = r[x] + bias;
           if (a.relu) value = rectify(value);
           if (!plain && a.add[0].data) value = value + fetch<Vec<T>>(add0 + x * a.add[0].pixel);

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -13,21 +12,37 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
+import environment
+import processor
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # for python_ref; dblr_fast is the installed one
 
-MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "1000000000000"}
 
+@torch.no_grad()
+def random_network(**options):
+    """A DBLRNet in evaluation mode of which no layer is trivial: He weights, batch norms of random statistics.
 
-def with_tuned_malloc():
-    """Starts the script again with glibc's allocator keeping large blocks.
-
-    Untuned, eager torch at 360p is 1.6 times slower for page faults alone: no peer is to lose by that.
+    The second batch norm of each block has a small gamma, so that the blocks keep maps at the scale of the picture:
+    errors then mean what they mean in a trained network.
     """
-    if any(os.environ.get(k) != v for k, v in MALLOC.items()):
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **MALLOC})
+    import dblr_fast
+
+    torch.manual_seed(0)
+    model = dblr_fast.DBLRNet(**options).eval()
+    for m in model.modules():
+        if isinstance(m, (torch.nn.Conv2d, torch.nn.Conv3d)):
+            m.weight.normal_(0, (2 / m.weight[0].numel()) ** 0.5)
+            m.bias.uniform_(-0.1, 0.1)
+        elif isinstance(m, torch.nn.BatchNorm2d):
+            m.weight.uniform_(0.5, 1.5)
+            m.bias.uniform_(-0.1, 0.1)
+            m.running_mean.uniform_(-0.1, 0.1)
+            m.running_var.uniform_(0.5, 1.5)
+    for block in model.blocks:
+        block.second.bn.weight.mul_(0.3)
+    return model
 
 
 def operations(model, height, width):
@@ -59,13 +74,14 @@ def timed(run, device):
     return begin.elapsed_time(end) / 1e3
 
 
-def interleaved(candidates, repeats, device, inputs=None):
+def interleaved(candidates, repeats, device, inputs=None, warm=False):
     """{name: [seconds]}: every candidate once a round, so that drift of the machine hits all alike.
 
     inputs: what candidates are called with in turn, so that nothing stays in cache; None: they take nothing.
+    warm: whether each has run before, which is warm-up enough on a CPU.
     """
     times = {name: [] for name in candidates}
-    warm_up = 3 if device.type == "cuda" else 1
+    warm_up = 3 if device.type == "cuda" else int(not warm)
     for round_ in range(repeats + warm_up):
         for name, run in candidates.items():
             arguments = () if inputs is None else (inputs[round_ % len(inputs)],)
@@ -93,16 +109,35 @@ def float32_products(device, precision):
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-def peak_rate(device, precision="exact", seconds=1.0):
+def peak_rate(device, precision="exact", seconds=0.3):
     """Operations a second of torch's matrix product on random data: the measured ceiling of direct kernels."""
     size = 8192 if device.type == "cuda" else 1024
-    dtype = DTYPES[precision] if device.type == "cuda" else torch.float32
+    dtype = DTYPES[precision] if device.type == "cuda" or precision == "bf16" else torch.float32
     a, b = (torch.rand(size, size, device=device).sub_(0.5).to(dtype) for _ in range(2))
     best, end = float("inf"), time.perf_counter() + seconds
     with float32_products(device, precision):
         while time.perf_counter() < end:
             best = min(best, timed(lambda: a @ b, device))
     return 2 * size**3 / best
+
+
+def update_rates(rates, precisions, device):
+    """Measures the matrix product in each precision; keeps the fastest so far, lest a busy moment lower the floor."""
+    for precision in dict.fromkeys(["exact", *precisions]):
+        # A processor without bf16 products emulates them: its floor is float32's.
+        rates[precision] = max(peak_rate(device, precision), rates.get(precision, 0), rates.get("exact", 0))
+    print("matrix product: " + ", ".join(f"{p} {rate / 1e9:.0f} GFLOP/s" for p, rate in rates.items()))
+
+
+def relative(got, wanted):
+    """RMS of the difference over the RMS of what was wanted."""
+    got, wanted = got.double(), wanted.double()
+    return ((got - wanted).square().mean() / wanted.square().mean()).sqrt().item()
+
+
+def paired_ratio(theirs, ours):
+    """Median over rounds of theirs/ours: what two candidates' times of one round share, drift, cancels."""
+    return statistics.median(a / b for a, b in zip(theirs, ours))
 
 
 def spread(seconds):
@@ -114,20 +149,18 @@ def machine(device):
     """Device, versions and commit that a result belongs to."""
     import dblr_fast
 
-    processor = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), processor)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     changed = subprocess.run(["git", "status", "--porcelain", "--", "csrc", "dblr_fast"], cwd=ROOT,
                              capture_output=True, text=True)
     facts = {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor.name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__, "dblr_fast": dblr_fast.__version__, "python": platform.python_version(),
         "commit": commit.stdout.strip() + ("+changes" if changed.stdout.strip() else ""),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
     }
+    if environment.limited_to_avx2():
+        facts["limited_to"] = "avx2"
     if device.type == "cpu" and dblr_fast.backends()["cpu"] is None:
         from dblr_fast import _cpu
 

@@ -1,150 +1,164 @@
 """A training step (forward, backward, Adam) of our ops against eager torch, in one interleaved run.
 
-    python benchmarks/train_step.py --sizes 4x128x128 --repeats 5 --json benchmarks/results/train_cpu.json
+    python benchmarks/train_step.py --peers --autocast none bf16 --json benchmarks/results/train_cpu.json
     python benchmarks/train_step.py --device cuda --autocast half --repeats 30
 
-The peer is `python_ref.DBLRNet` in eager torch, channels_last, the allocator tuned. Both start from the same
-weights and take the same batches. On a CPU forward and backward are timed apart; on a GPU the whole step is,
-between device events, also as one CUDA graph for each. Medians over interleaved rounds.
+The peer is `python_ref.DBLRNet` in eager torch, channels_last, the allocator tuned; --peers adds the same under
+torch.compile. All start from the same random weights and take the same batches. On a CPU forward and backward are
+timed apart; on a GPU the whole step is, between device events, also as one CUDA graph for each. Medians over
+interleaved rounds; ratios are over eager torch in the same precision.
+
+GFLOP/s counts direct convolutions, forward once and backward twice; "of floor" is the time that those take at the
+rate of torch's own matrix product, measured in the same run, over the time taken. On a CPU "net MiB" is the peak
+memory of a first step (of torch.compile, the second: the first compiles) over what was held before it, in a process
+of its own. "error" is relative (RMS), of the pictures of a first batch, against python_ref in float64; "of gradients"
+the same of all gradients, which a ReLU that rounding moves over zero changes by far more than rounding.
 """
 
 import argparse
-import time
 
-import common
+import environment
 
-common.with_tuned_malloc()
+environment.prepare()
 
-import torch  # noqa: E402  (after the allocator is set)
+import common  # noqa: E402  (after the environment is set)
+import net_memory  # noqa: E402
+import steps  # noqa: E402
+import torch  # noqa: E402
+from steps import COMPILED, EAGER, OURS  # noqa: E402
 
-import dblr_fast  # noqa: E402
-import python_ref  # noqa: E402
-
-
-class Step:
-    """One network with its optimiser; calling it trains on a batch and returns seconds."""
-
-    def __init__(self, model, device, autocast=None):
-        self.model, self.device, self.autocast = model.to(device), device, autocast
-        self.optimiser = torch.optim.Adam(model.parameters(), lr=1e-4, foreach=True, capturable=device.type == "cuda")
-
-    def loss(self, frames, target):
-        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-            return (self.model(frames).float() - target).square().mean()
-
-    def __call__(self, frames, target):
-        moments = [self._now()]
-        loss = self.loss(frames, target)
-        moments.append(self._now())
-        loss.backward()
-        moments.append(self._now())
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        moments.append(self._now())
-        forward, backward, _ = (b - a for a, b in zip(moments, moments[1:]))
-        return {"step": moments[-1] - moments[0], "forward": forward, "backward": backward}
-
-    def _now(self):
-        common.synchronize(self.device)
-        return time.perf_counter()
+PRECISIONS = {"none": "float32", "half": "half", "bf16": "bf16"}
+LEVELS = {"none": "exact", "half": "half", "bf16": "bf16"}
+FRAMES = 5
 
 
-class DeviceStep(Step):
-    """On a GPU: the whole step, launched call by call or replayed as one CUDA graph."""
-
-    def __init__(self, model, device, autocast, graph, example):
-        super().__init__(model, device, autocast)
-        self.inputs, self.graph = [t.clone() for t in example], None
-        if not graph:
-            return
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                self.run()
-        torch.cuda.current_stream().wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.run()
-
-    def run(self):
-        self.optimiser.zero_grad(set_to_none=True)
-        self.loss(*self.inputs).backward()
-        self.optimiser.step()
-
-    def __call__(self, *batch):
-        for mine, new in zip(self.inputs, batch):
-            mine.copy_(new)
-        return {"step": common.timed(self.graph.replay if self.graph else self.run, self.device)}
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", nargs="+", default=["4x128x128"], help="BATCHxWIDTHxHEIGHT")
+    parser.add_argument("--peers", action="store_true", help="torch.compile too")
+    parser.add_argument("--autocast", nargs="+", default=["none"], choices=list(PRECISIONS),
+                        help="none (float32) or torch.autocast in this type; several share a run")
+    parser.add_argument("--avx2", action="store_true", help="limit all to AVX2")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--blocks", type=int, default=14, help="residual blocks of the network")
+    parser.add_argument("--no-memory", action="store_true", help="leave out the process of its own for each")
+    parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)  # one candidate, in this process
+    parser.add_argument("--json", help="where to write the results")
+    return parser.parse_args()
 
 
-def channels_last(model):
-    """Its 4-D weights in channels_last; a 5-D one cannot take that format."""
-    for p in model.parameters():
-        if p.dim() == 4:
-            p.data = p.data.contiguous(memory_format=torch.channels_last)
-    return model
+def batch_of(size, device):
+    """A random batch: frames (N, 5, H, W) and the target (N, 1, H, W)."""
+    count, width, height = (int(v) for v in size.split("x"))
+    frames = torch.rand(count, FRAMES, height, width, device=device)
+    return frames, frames[:, 2:3].clone()
 
 
-def candidates(device, autocast, example):
-    """{name: step}, all from the same weights."""
-    torch.manual_seed(0)
-    state = dblr_fast.DBLRNet().state_dict()
+def built(arguments, batch, device):
+    """{(name, autocast): step} of all that can run; a line for each that cannot."""
+    found = {}
+    for precision in arguments.autocast:
+        for name in [EAGER, COMPILED, OURS] if arguments.peers else [EAGER, OURS]:
+            try:
+                if device.type != "cuda":
+                    found[name, precision] = steps.step(name, precision, arguments.blocks, device)
+                    continue
+                for graph in (False, True):
+                    found[name + ", CUDA graph" * graph, precision] = steps.device_step(
+                        name, precision, arguments.blocks, device, graph, batch)
+            except steps.Missing as reason:
+                print(f"{name}, {PRECISIONS[precision]} is left out: {reason}")
+    return found
 
-    def model(module):
-        made = module.DBLRNet().train()
-        made.load_state_dict(state)
-        return made if module is dblr_fast else channels_last(made)
 
-    if device.type != "cuda":
-        return {"eager torch": Step(model(python_ref).to(device), device, autocast),
-                "ours": Step(model(dblr_fast).to(device), device, autocast)}
-    return {name + (", CUDA graph" if graph else ""):
-            DeviceStep(model(module).to(device), device, autocast, graph, example)
-            for graph in (False, True) for name, module in (("eager torch", python_ref), ("ours", dblr_fast))}
+def memory_of(name, precision, arguments, device):
+    """Prints the memory of one candidate's step as JSON; what net_memory.in_own_process starts."""
+    step, batch = steps.step(name, precision, arguments.blocks, device), batch_of(arguments.sizes[0], device)
+    if name == COMPILED:
+        step(*batch)
+    net_memory.report(lambda: step(*batch))
+
+
+def memories(found, size, arguments, device):
+    """{candidate: its memory}; the steps held here are small before they have run."""
+    if device.type != "cpu" or arguments.no_memory:
+        return {}
+    net_memory.give_back()  # of the size before
+    options = ["--sizes", size, "--blocks", arguments.blocks, *(["--avx2"] if arguments.avx2 else [])]
+    return {(name, precision): net_memory.in_own_process(__file__, "--memory-of", name, precision, *options)
+            for name, precision in found}
+
+
+def timed(found, size, repeats, device):
+    """{candidate: [seconds of each part]}, one step each a round; the first round is warm-up."""
+    times = {candidate: [] for candidate in found}
+    for round_ in range(repeats + 1):
+        batch = batch_of(size, device)
+        for candidate, step in found.items():
+            seconds = step(*batch)
+            if round_:
+                times[candidate].append(seconds)
+    return times
 
 
 def medians(rounds):
     return {part: common.spread([r[part] for r in rounds])[0] for part in rounds[0]}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", nargs="+", default=["4x128x128"], help="BATCHxWIDTHxHEIGHT")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--autocast", choices=["half", "bf16"], help="torch.autocast in this dtype")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", help="where to write the results")
-    arguments = parser.parse_args()
-    device = torch.device(arguments.device)
-    print(common.machine(device))
+def measure(size, rates, arguments, device):
+    """Rows of one size, printed as they come."""
+    torch.manual_seed(1)
+    batch = batch_of(size, device)
+    found = built(arguments, batch, device)
+    if not found:
+        return []
+    memory = memories(found, size, arguments, device)
+    wanted = steps.reference(arguments.blocks, *batch, device)
+    errors = {candidate: [common.relative(*pair) for pair in zip(step.results(*batch), wanted)]
+              for candidate, step in found.items() if getattr(step, "graph", None) is None}  # capturing trained those
+    common.update_rates(rates, [LEVELS[precision] for _, precision in found], device)
+    work = 3 * batch[0].shape[0] * common.operations(next(iter(found.values())).model, *batch[0].shape[2:])
+    times = timed(found, size, arguments.repeats, device)
     rows = []
+    for (name, precision), rounds in times.items():
+        eager = times[EAGER, precision]
+        mine = medians(rounds)
+        _, low, high = common.spread([r["step"] for r in rounds])
+        ratios = {part: common.paired_ratio([r[part] for r in eager], [r[part] for r in rounds]) for part in mine}
+        floor = work / rates[LEVELS[precision]]
+        row = dict(size=size, candidate=name, precision=PRECISIONS[precision], repeats=len(rounds), min_s=low,
+                   max_s=high, tflops=work / mine["step"] / 1e12, of_floor=floor / mine["step"],
+                   **memory.get((name, precision), {}))
+        if (name, precision) in errors:
+            row["error"], row["gradient_error"] = errors[name, precision]
+        row |= {f"{part}_s": v for part, v in mine.items()} | {f"ratio_{part}": v for part, v in ratios.items()}
+        net, eager_net = row.get("net_mib"), memory.get((EAGER, precision), {}).get("net_mib")
+        if net and eager_net:
+            row["ratio_net"] = eager_net / net
+        rows.append(row)
+        parts = "   ".join(f"{part} {v * 1e3:.2f} ms (x{ratios[part]:.2f})" for part, v in mine.items())
+        more = f", net {net:.0f} MiB (x{row['ratio_net']:.2f} less)" if "ratio_net" in row else ""
+        if "error" in row:
+            more += f", error {row['error']:.1e} ({row['gradient_error']:.1e} of gradients)"
+        print(f"{size:>12} {name:24} {row['precision']:8} {parts}   {low * 1e3:.2f}..{high * 1e3:.2f} ms, "
+              f"{row['tflops'] * 1e3:.1f} GFLOP/s, {row['of_floor']:.2f} of floor{more}", flush=True)
+    return rows
+
+
+def main():
+    arguments = parse()
+    device = torch.device(arguments.device)
+    if arguments.memory_of:
+        memory_of(*arguments.memory_of, arguments, device)
+        return
+    print(common.machine(device))
+    rates, rows = {}, []
     for size in arguments.sizes:
-        batch, width, height = (int(v) for v in size.split("x"))
-        frames = torch.rand(batch, 5, height, width, device=device)
-        steps = candidates(device, common.DTYPES.get(arguments.autocast), (frames, frames[:, 2:3]))
-        model = steps["ours"].model
-        work = 3 * batch * common.operations(model, height, width)
-        times = {name: [] for name in steps}
-        for round_ in range(arguments.repeats + 1):
-            frames = torch.rand(batch, model.frames, height, width, device=device)
-            for name, step in steps.items():
-                seconds = step(frames, frames[:, 2:3])
-                if round_:  # the first is warm-up
-                    times[name].append(seconds)
-        eager = medians(times["eager torch"])
-        for name, rounds in times.items():
-            ours = medians(rounds)
-            _, low, high = common.spread([r["step"] for r in rounds])
-            rows.append(dict(size=size, candidate=name, repeats=len(rounds), min_s=low, max_s=high,
-                             tflops=work / ours["step"] / 1e12)
-                        | {f"{part}_s": v for part, v in ours.items()}
-                        | {f"ratio_{part}": eager[part] / v for part, v in ours.items()})
-            parts = "   ".join(f"{part} {v * 1e3:.2f} ms (x{eager[part] / v:.2f})" for part, v in ours.items())
-            print(f"{size:>12} {name:24} {parts}   {low * 1e3:.2f}..{high * 1e3:.2f} ms, "
-                  f"{rows[-1]['tflops']:.3f} TFLOP/s")
-    if arguments.json:
-        common.write_json(arguments.json, device, rows)
+        rows += measure(size, rates, arguments, device)
+        if arguments.json:  # size by size: an interrupted run keeps what it has
+            common.write_json(arguments.json, device, rows, blocks=arguments.blocks,
+                              matrix_product_gflops={p: rate / 1e9 for p, rate in rates.items()})
 
 
 if __name__ == "__main__":

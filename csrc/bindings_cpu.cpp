@@ -205,7 +205,7 @@ Rect valid_part(const Corners& v, Index h, Index w) {
 void bind_network(py::module_& m) {
   py::class_<Network>(m, "Network")
       .def(py::init([](int threads, std::array<View, 4> stem, std::vector<std::pair<View, View>> body,
-                       std::array<View, 4> tail, View w3, View b3, bool tail_skip, int tile) {
+                       std::array<View, 4> tail, View w3, View b3, bool tail_skip, int tile, bool half) {
              const ConvPair<float> head = conv_pair<float>(stem, stem[0].shape[1]);
              const ConvPair<float> end = conv_pair<float>(tail, head.out);
              if (end.middle != end.out) throw std::invalid_argument("w1 and w2 of the tail must have as many outputs.");
@@ -213,8 +213,8 @@ void bind_network(py::module_& m) {
                throw std::invalid_argument("body must hold an even number of convolutions, at least two, got " +
                                            std::to_string(body.size()) + ".");
              }
-             if (tile != 4 && tile != 6) {
-               throw std::invalid_argument("tile must be 4 or 6, got " + std::to_string(tile) + ".");
+             if (tile != 6 && (tile != 4 || half)) {
+               throw std::invalid_argument("tile must be 4 or 6, and 6 with half, got " + std::to_string(tile) + ".");
              }
              std::vector<Network::Layer> layers;
              for (const auto& [w, b] : body) {
@@ -223,7 +223,7 @@ void bind_network(py::module_& m) {
              }
              return std::make_unique<Network>(threads, Network::Shape{head.in, head.middle, head.out, end.out}, head,
                                               layers, end, array<float>(w3, "w3", {1, end.out, 3, 3}),
-                                              *array<float>(b3, "b3", {1}), tail_skip, tile);
+                                              *array<float>(b3, "b3", {1}), tail_skip, tile, half);
            }),
            py::call_guard<py::gil_scoped_release>())
       .def("workspace_bytes",

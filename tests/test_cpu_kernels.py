@@ -12,6 +12,7 @@ import torch
 from cpu_cases import OPS, eager, inputs, ours, reference, winograd_layers
 from tolerance import assert_close_as_eager
 
+import dblr_fast
 import python_ref
 from dblr_fast import _cpu
 from dblr_fast.backends.cpu import CpuBackend
@@ -281,9 +282,46 @@ def test_fast_errs_little_more(isa):
     assert (y - exact).norm() < 4 * (eager - exact).norm()
 
 
-def test_network_offers_float32_alone():
-    with pytest.raises(ValueError, match="float32 alone"):
-        BACKEND.network(folded(network_of(0)), "half", torch.device("cpu"))
+@torch.no_grad()
+def test_half_keeps_maps_in_16_bits(isa):
+    """Every layer adds a rounding to 11 bits, which the next may double; maps take half the memory of fast's."""
+    model = network_of(2)
+    half, fast = (BACKEND.network(folded(model), level, torch.device("cpu")) for level in ("half", "fast"))
+    x = torch.rand(1, 5, 37, 53)
+    y, exact = half(x, (0, 37, 0, 53)), copy.deepcopy(model).double()(x.double())
+    limit = 2 * (2 * 2 + 7) ** 0.5 * 2 ** -11 * exact.norm()
+    assert (y - exact).norm() < limit
+    assert half.workspace_bytes(100, 200) < 0.65 * fast.workspace_bytes(100, 200)  # the stem's inner map stays as it is
+    part = half(x, (9, 30, 20, 41))
+    assert (part - exact[:, :, 9:30, 20:41]).norm() < limit
+    x[0, 2, 20, 20] = torch.nan
+    assert half(x, (0, 37, 0, 53)).isnan().any()
+
+
+@torch.no_grad()
+def test_half_refuses_what_16_bits_cannot_hold(isa):
+    model = network_of(1)
+    model.blocks[0].second.bn.weight.mul_(1e6)
+    network = BACKEND.network(folded(model), "half", torch.device("cpu"))
+    with pytest.raises(ValueError, match="Layer 4 of 9 gave values beyond 65504.*take precision exact or fast"):
+        network(torch.rand(1, 5, 11, 13), (0, 11, 0, 13))
+
+
+@torch.no_grad()
+def test_half_numbers_are_rounded_to_nearest(isa):
+    """The identity network hands each pixel through all layers: what is a number in 16 bits stays as it is."""
+    model = dblr_fast.DBLRNet(width=64, blocks=1, init="identity").eval()
+    network = BACKEND.network(fold(model), "half", torch.device("cpu"))
+    x = torch.linspace(-1, 3, 5 * 40 * 50).view(1, 5, 40, 50)
+    x[0, 2, :20] = 10.0 ** torch.linspace(-9, 3, 20 * 50).view(20, 50)
+    y, centre = network(x, (0, 40, 0, 50)), x[:, 2:3]
+    kept = centre.clamp(min=0).half().float()  # L1 and L2 end in a ReLU
+    assert ((y - kept).abs() <= 2 * (centre.abs() * 2 ** -10 + 2 ** -24) + 1e-6 * centre.abs().max()).all()
+
+
+def test_network_offers_no_bf16():
+    with pytest.raises(ValueError, match="take half, which is more exact, or fast"):
+        BACKEND.network(folded(network_of(0)), "bf16", torch.device("cpu"))
 
 
 def test_fingerprint_sees_every_value():

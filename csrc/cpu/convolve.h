@@ -2,6 +2,7 @@
 // by block of output channels, finish from registers, and sum statistics while the tile is in cache.
 #pragma once
 
+#include <atomic>
 #include <vector>
 
 #include "isa.h"
@@ -79,14 +80,20 @@ struct TileSums {
   void resize(Index tiles, Index channels);
 };
 
-template <class T> struct Convolution {
-  Source<T> source;
+// Where a map of type In comes from: its own type may have work fused into the load, others are read as they are.
+template <class T, class In> struct FromMap { using type = Map<const In>; };
+template <class T> struct FromMap<T, T> { using type = Source<T>; };
+
+// In, Out: the types of the maps; Winograd's weights allow others than T.
+template <class T, class In = T, class Out = T> struct Convolution {
+  typename FromMap<T, In>::type source;
   const Weights<T>* weights;
   Rect region;           // what is computed of each output picture
-  Map<T> out;            // indexed in the picture's coordinates
+  Map<Out> out;          // indexed in the picture's coordinates
   bool relu = false;
-  Map<const T> add[2] = {};
-  Map<const T> mask = {};
+  Map<const Out> add[2] = {};
+  Map<const Out> mask = {};
+  std::atomic<bool>* overflow = nullptr;  // set when a value does not fit into Out; Half alone
   // Mean and M2 (sum of squared deviations from it) of each channel over each tile of the output.
   TileSums* moments = nullptr;
   // Sums of the output for the batch norm whose gradient it is; norm.b is that batch norm's input.

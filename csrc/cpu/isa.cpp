@@ -16,7 +16,8 @@ struct Isa {
 const char* nothing() { return nullptr; }
 #ifdef DBLR_X86
 const char* lacks_avx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? nullptr : "AVX2 and FMA";
+  const bool all = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  return all ? nullptr : "AVX2, FMA and F16C";
 }
 const char* lacks_avx512() {
   const bool all = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

@@ -94,7 +94,7 @@ template <class T, int M> struct Transform {
 // Tiles between the one that is transformed and the one whose pixels are fetched meanwhile.
 constexpr Index kAhead = 2;
 
-template <class T, int M> void winograd_input(const WinogradInput<T>& a) {
+template <class T, class S, int M> void winograd_input(const WinogradInput<T, S>& a) {
   constexpr int N = M + 2, L = kLanes<T>;
   for (Index tile = 0; tile < a.tiles; tile++) {
     T* const to = a.out + tile * a.channels;
@@ -104,7 +104,7 @@ template <class T, int M> void winograd_input(const WinogradInput<T>& a) {
       for (int x = 0; x < N; x++) {
         const Index at = (tile * M + x) * a.pixel + c;
 #pragma GCC unroll 8
-        for (int y = 0; y < N; y++) d[y] = fetch<Vec<T>>(a.rows[y] + at);
+        for (int y = 0; y < N; y++) d[y] = load(a.rows[y] + at);
         if (x >= 2) {
 #pragma GCC unroll 8
           for (int y = 0; y < N; y++) __builtin_prefetch(a.rows[y] + at + kAhead * M * a.pixel);
@@ -124,7 +124,7 @@ template <class T, int M> void winograd_input(const WinogradInput<T>& a) {
 }
 
 // whole: all of each tile is stored. plain: nothing follows but the ReLU, if that.
-template <class T, int M, bool whole, bool plain> void winograd_output_as(const WinogradOutput<T>& a) {
+template <class T, class S, int M, bool whole, bool plain> void winograd_output_as(const WinogradOutput<T, S>& a) {
   constexpr int N = M + 2, L = kLanes<T>;
   for (Index tile = 0; tile < a.tiles; tile++) {
     const Index x0 = tile * M;
@@ -145,8 +145,8 @@ template <class T, int M, bool whole, bool plain> void winograd_output_as(const 
         if (!whole && (y < a.row0 || y >= a.row1)) continue;
         Transform<T, M>::output(half[y], r);
         const auto at = [&](const auto& map) { return map.data + y * map.row + x0 * map.pixel + c; };
-        T* const to = at(a.out);
-        const T *add0 = at(a.add[0]), *add1 = at(a.add[1]), *mask = at(a.mask);
+        S* const to = at(a.out);
+        const S *add0 = at(a.add[0]), *add1 = at(a.add[1]), *mask = at(a.mask);
 #pragma GCC unroll 6
         for (int x = 0; x < M; x++) {
           if (!whole && (x0 + x < a.col0 || x0 + x >= a.col1)) continue;
@@ -154,25 +154,27 @@ template <class T, int M, bool whole, bool plain> void winograd_output_as(const 
           if (!plain) __builtin_prefetch(add0 + (kAhead * M + x) * a.add[0].pixel);
           Vec<T> value = r[x] + bias;
           if (a.relu) value = rectify(value);
-          if (!plain && a.add[0].data) value = value + fetch<Vec<T>>(add0 + x * a.add[0].pixel);
-          if (!plain && a.add[1].data) value = value + fetch<Vec<T>>(add1 + x * a.add[1].pixel);
-          if (!plain && a.mask.data) value = gate(fetch<Vec<T>>(mask + x * a.mask.pixel), value);
-          store(to + x * a.out.pixel, value);
+          if (!plain && a.add[0].data) value = value + load(add0 + x * a.add[0].pixel);
+          if (!plain && a.add[1].data) value = value + load(add1 + x * a.add[1].pixel);
+          if (!plain && a.mask.data) value = gate(load(mask + x * a.mask.pixel), value);
+          keep(to + x * a.out.pixel, value);
         }
       }
     }
   }
 }
 
-template <class T, int M> void winograd_output(const WinogradOutput<T>& a) {
+template <class T, class S, int M> void winograd_output(const WinogradOutput<T, S>& a) {
   const bool whole = a.row0 <= 0 && a.row1 >= M && a.col0 <= 0 && a.col1 >= a.tiles * M;
   const bool plain = !a.add[0].data && !a.add[1].data && !a.mask.data;
-  const auto as = whole ? plain ? winograd_output_as<T, M, true, true> : winograd_output_as<T, M, true, false>
-                        : winograd_output_as<T, M, false, false>;
+  const auto as = whole ? plain ? winograd_output_as<T, S, M, true, true> : winograd_output_as<T, S, M, true, false>
+                        : winograd_output_as<T, S, M, false, false>;
   as(a);
 }
 
-template <class T, int M> constexpr Winograd<T> winograd() { return {winograd_input<T, M>, winograd_output<T, M>}; }
+template <class T, class S, int M> constexpr Winograd<T, S> winograd() {
+  return {winograd_input<T, S, M>, winograd_output<T, S, M>};
+}
 
 // P tiles x V vectors of output channels in registers; long sums in parts, as in multiply_pixels. `next` weights are
 // fetched meanwhile: they come from the third-level cache, and the hardware foresees only what follows in a page.

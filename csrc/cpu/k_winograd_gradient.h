@@ -3,7 +3,7 @@
 namespace dblr {
 namespace {
 
-template <class T, int M> void winograd_dz(const WinogradInput<T>& a) {
+template <class T, int M> void winograd_dz(const WinogradInput<T, T>& a) {
   constexpr int N = M + 2, L = kLanes<T>;
   for (Index tile = 0; tile < a.tiles; tile++) {
     T* const to = a.out + tile * a.channels;

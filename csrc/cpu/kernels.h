@@ -10,6 +10,11 @@ namespace dblr {
 
 using Index = std::int64_t;
 
+// A number in 16 bits (IEEE 754 binary16), as `half` keeps the maps between layers.
+struct Half {
+  std::uint16_t bits;
+};
+
 // n pictures of h x w pixels with c channels; strides in elements. With a ring only so many rows are kept at a time:
 // row y lies where row y mod ring would.
 template <class T> struct Map {
@@ -63,8 +68,9 @@ template <class T> struct Product {
 // Blocks of tiles side by side; transformed tiles lie [position][tile][channel], positions `position` apart.
 constexpr int kMostRows = 8;
 
-template <class T> struct WinogradInput {
-  const T* rows[kMostRows];  // first pixel of the first tile's rows; tiles are m pixels apart
+// S: the type in which the map is kept.
+template <class T, class S> struct WinogradInput {
+  const S* rows[kMostRows];  // first pixel of the first tile's rows; tiles are m pixels apart
   Index pixel;
   Index tiles, channels;     // channels: whole vectors
   T* out;
@@ -84,16 +90,16 @@ template <class T> struct WinogradProduct {
 };
 
 // Back to pixels, and what multiply() does after its sums.
-template <class T> struct WinogradOutput {
+template <class T, class S> struct WinogradOutput {
   const T* in;
   Index position;
   Index tiles, channels;
   Index row0, row1, col0, col1;  // of the block's m rows and tiles * m columns, the part that is stored
   bool relu;
   const T* bias;
-  Pixels<T> out;             // each from the block's first pixel on, be it stored or not
-  Pixels<const T> add[2];
-  Pixels<const T> mask;
+  Pixels<S> out;             // each from the block's first pixel on, be it stored or not
+  Pixels<const S> add[2];
+  Pixels<const S> mask;
 };
 
 // Weight gradient: out[position][ic][oc] += sum over tiles of in[position][tile][ic] * dz[position][tile][oc]
@@ -104,9 +110,9 @@ template <class T> struct WinogradGradient {
   T* out;
 };
 
-template <class T> struct Winograd {
-  void (*input)(const WinogradInput<T>&);
-  void (*output)(const WinogradOutput<T>&);
+template <class T, class S> struct Winograd {
+  void (*input)(const WinogradInput<T, S>&);
+  void (*output)(const WinogradOutput<T, S>&);
 };
 
 // Weight gradient of one tile for one block of output channels, added to out[group][dy][dx][ic][lane].
@@ -154,10 +160,11 @@ template <class T> struct Kernels {
   void (*gradient)(const Gradient<T>&);
   void (*sums)(const Sums<T>&);
   void (*normalise)(const Normalise<T>&);
-  Winograd<T> winograd4, winograd6;  // F(4 x 4) and F(6 x 6)
+  Winograd<T, T> winograd4, winograd6;  // F(4 x 4) and F(6 x 6)
+  Winograd<T, Half> winograd6_half;     // of float alone
   void (*winograd_product)(const WinogradProduct<T>&);
   // F(4 x 4)'s transform of a gradient to the output: m rows of m pixels a tile, to m + 2 squared positions.
-  void (*winograd_dz)(const WinogradInput<T>&);
+  void (*winograd_dz)(const WinogradInput<T, T>&);
   void (*winograd_gradient)(const WinogradGradient<T>&);
 };
 

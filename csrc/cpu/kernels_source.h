@@ -4,6 +4,8 @@
 
 #include "vec.h"
 
+#include "half.h"
+
 #include "k_elementwise.h"
 #include "k_gradient.h"
 #include "k_multiply.h"
@@ -14,9 +16,18 @@
 namespace dblr {
 namespace {
 
+template <class T> constexpr Winograd<T, Half> winograd6_half() {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    return winograd<T, Half, 6>();
+  } else {
+    return {nullptr, nullptr};
+  }
+}
+
 template <class T> constexpr Kernels<T> kernels() {
   return {kLanes<T>, DBLR_PIXELS, DBLR_GROUP, load_row<T>, multiply<T>, gradient<T>, sums<T>, normalise<T>,
-          winograd<T, 4>(), winograd<T, 6>(), winograd_product<T>, winograd_dz<T, 4>, winograd_gradient<T>};
+          winograd<T, T, 4>(), winograd<T, T, 6>(), winograd6_half<T>(), winograd_product<T>, winograd_dz<T, 4>,
+          winograd_gradient<T>};
 }
 
 constexpr Table kTable = {kernels<float>(), kernels<double>()};

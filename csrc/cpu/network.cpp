@@ -1,6 +1,9 @@
 #include "network.h"
 
 #include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
 
 #include "strips.h"
 #include "winograd.h"
@@ -8,8 +11,8 @@
 namespace dblr {
 
 Network::Network(int threads, const Shape& shape, const ConvPair<float>& stem, const std::vector<Layer>& body,
-                 const ConvPair<float>& tail, const float* w3, float b3, bool tail_skip, int tile)
-    : shape_(shape), kernels_(kernels_of<float>(table())), tile_(tile), b3_(b3), tail_skip_(tail_skip) {
+                 const ConvPair<float>& tail, const float* w3, float b3, bool tail_skip, int tile, bool half)
+    : shape_(shape), kernels_(kernels_of<float>(table())), tile_(tile), b3_(b3), tail_skip_(tail_skip), half_(half) {
   const Run<float> run(threads, kernels_);
   const auto pack = [&](std::vector<Weights<float>>& to, const float* w, const float* b, Index out, Index in) {
     const Filter<float> f = forward_filter(w, out, in);
@@ -21,91 +24,120 @@ Network::Network(int threads, const Shape& shape, const ConvPair<float>& stem, c
   pack(tail_, tail.w1, tail.b1, shape.tail, shape.width);
   pack(tail_, tail.w2, tail.b2, shape.tail, shape.tail);
   tail_.emplace_back(run, tap_filter(w3, shape.tail));
+  if (!stem_[1].tile || !tail_[0].tile || !tail_[1].tile) half_ = false;
+  for (const Weights<float>& weights : body_) half_ = half_ && weights.tile;
 }
 
-struct Network::Maps {
-  // Of a run without memory, to learn how much it takes; then with it.
+template <class S> struct Network::Maps {
   Maps(const Network& net, const Strips& strips, Index h, Index w, const Rect& valid, float* memory)
-      : memory_(memory) {
+      : memory_(reinterpret_cast<char*>(memory)) {
     const Index layers = net.layers(), body = static_cast<Index>(net.body_.size());
-    const auto after = [&](Index layer) { return grow(valid, layers - layer, h, w); };  // what layer 1, 2, ... gives
-    const auto map = [&](Index channels, Index layer, Index later) {
-      const Rect part = after(layer);
+    // What layer 1, 2, ... gives, with rows for a reader `later` layers on.
+    const auto map = [&](auto type, Index channels, Index layer, Index later) {
+      using M = decltype(type);
+      const Rect part = grow(valid, layers - layer, h, w);
       const Index ring = std::min(strips.ring(later), (part.y1 + net.tile_ - 1) / net.tile_ * net.tile_);
-      return ring_map(take(ring * part.w() * channels), channels, part, h, w, ring);
+      return ring_map(take<M>(ring * part.w() * channels), channels, part, h, w, ring);
     };
-    middle = map(net.shape_.middle, 1, 1);
-    l2 = map(net.shape_.width, 2, std::max<Index>(body, 1));
-    for (Index i = 0; i < body; i++) between.push_back(map(net.shape_.width, 3 + i, i % 2 ? 2 : 1));
-    h1 = map(net.shape_.tail, layers - 2, 1);
-    const Rect part = after(layers - 1);
+    middle = map(float(), net.shape_.middle, 1, 1);
+    l2 = map(S(), net.shape_.width, 2, std::max<Index>(body, 1));
+    for (Index i = 0; i < body; i++) between.push_back(map(S(), net.shape_.width, 3 + i, i % 2 ? 2 : 1));
+    h1 = map(S(), net.shape_.tail, layers - 2, 1);
+    const Rect part = grow(valid, 1, h, w);
     taps = {nullptr, 1, 9, h, w, 0, 0, part.w(), 1, strips.ring(1)};
     taps.sc = taps.ring * taps.sh;
-    taps.data = take(9 * taps.sc) - part.x0;
+    taps.data = take<float>(9 * taps.sc) - part.x0;
   }
-  Map<float> middle, l2, h1, taps;
-  std::vector<Map<float>> between;  // what each layer of the body gives
-  Index used = 0;
+  Map<float> middle, taps;
+  Map<S> l2, h1;
+  std::vector<Map<S>> between;  // what each layer of the body gives
+  std::size_t used = 0;
 
  private:
-  float* take(Index count) {
-    float* const p = memory_ + used;
-    used += (count + 15) / 16 * 16;
+  template <class M> M* take(Index count) {
+    M* const p = reinterpret_cast<M*>(memory_ + used);
+    used += (count * sizeof(M) + 63) / 64 * 64;
     return p;
   }
-  float* memory_;
+  char* memory_;
 };
 
 std::size_t Network::workspace_bytes(Index h, Index w, const Rect& valid) const {
   float base;  // only distances from it count
-  return Maps(*this, Strips(strip_rows()), h, w, valid, &base).used * sizeof(float);
+  const Strips strips(tile_);
+  return half_ ? Maps<Half>(*this, strips, h, w, valid, &base).used : Maps<float>(*this, strips, h, w, valid, &base).used;
 }
 
 std::size_t Network::thread_bytes(Index, Index, const Rect&) const { return tail_scratch(kernels_, tail()); }
 
 void Network::run(int threads, Map<const float> x, const Rect& valid, float* workspace, Map<float> y) const {
+  half_ ? run_with<Half>(threads, x, valid, workspace, y) : run_with<float>(threads, x, valid, workspace, y);
+}
+
+template <class S>
+void Network::run_with(int threads, Map<const float> x, const Rect& valid, float* workspace, Map<float> y) const {
   const Run<float> run(threads, kernels_);
   const Index h = x.h, w = x.w, count = static_cast<Index>(body_.size());
-  Strips strips(strip_rows());
-  const Maps maps(*this, strips, h, w, valid, workspace);
-  Index left = layers();
-  const auto layer = [&](const Weights<float>& weights, const Map<const float>& in, const Map<float>& out, bool relu,
-                         const Map<float>& add = {}, const Map<float>& add_too = {}) {
-    Convolution<float> c;
-    c.source = copy_of(in);
+  Strips strips(tile_);
+  const Maps<S> maps(*this, strips, h, w, valid, workspace);
+  std::vector<std::atomic<bool>> overflow(layers() + 1);
+  Index number = 0;
+  const auto layer = [&](const Weights<float>& weights, const auto& in, const auto& out, bool relu,
+                         const Map<S>& add = {}, const Map<S>& add_too = {}) {
+    using In = std::decay_t<decltype(*in.data)>;
+    using Out = std::decay_t<decltype(*out.data)>;
+    Convolution<float, In, Out> c;
+    if constexpr (std::is_same<In, float>::value) {
+      c.source = copy_of(constant(in));
+    } else {
+      c.source = constant(in);
+    }
     c.weights = &weights;
     c.out = out;
     c.relu = relu;
-    c.add[0] = constant(add);
-    c.add[1] = constant(add_too);
-    strips.add(grow(valid, --left, h, w), [&run, c](const Rect& strip) mutable {
+    if constexpr (std::is_same<Out, S>::value) {
+      c.add[0] = constant(add);
+      c.add[1] = constant(add_too);
+    }
+    c.overflow = &overflow[++number];
+    strips.add(grow(valid, layers() - number, h, w), [&run, c](const Rect& strip) mutable {
       c.region = strip;
-      convolve(run, c);
+      if constexpr (std::is_same<In, float>::value && std::is_same<Out, float>::value) {
+        convolve(run, c);
+      } else {
+        winograd_convolve(run, c);
+      }
     });
   };
-  layer(stem_[0], x, maps.middle, true);
-  layer(stem_[1], constant(maps.middle), maps.l2, true);
-  Map<float> block = maps.l2, last = maps.l2;  // what the block began with, what the last layer gave
+  layer(stem_[0], Map<float>{const_cast<float*>(x.data), x.n, x.c, h, w, x.sn, x.sc, x.sh, x.sw}, maps.middle, true);
+  layer(stem_[1], maps.middle, maps.l2, true);
+  Map<S> block = maps.l2, last = maps.l2;  // what the block began with, what the last layer gave
   for (Index i = 0; i < count; i++) {
-    const Map<float>& out = maps.between[i];
+    const Map<S>& out = maps.between[i];
     if (i % 2 == 0) {
-      layer(body_[i], constant(last), out, true);
+      layer(body_[i], last, out, true);
     } else {
       const bool end = i == count - 1;
-      layer(body_[i], constant(last), out, false, end && !tail_skip_ ? maps.l2 : block,
-            end && tail_skip_ ? maps.l2 : Map<float>{});
+      layer(body_[i], last, out, false, end && !tail_skip_ ? maps.l2 : block, end && tail_skip_ ? maps.l2 : Map<S>{});
       block = out;
     }
     last = out;
   }
-  layer(tail_[0], constant(last), maps.h1, true);
+  layer(tail_[0], last, maps.h1, true);
   strips.add(grow(valid, 1, h, w), [&](const Rect& strip) {
-    tail_products<float>(run, constant(maps.h1), tail(), strip, {}, maps.taps);
+    if constexpr (std::is_same<S, float>::value) {
+      tail_products<float>(run, constant(maps.h1), tail(), strip, {}, maps.taps);
+    } else {
+      tail_products(run, constant(maps.h1), tail(), strip, maps.taps);
+    }
   });
-  strips.add(valid, [&](const Rect& strip) {
-    add_taps<float>(run, constant(maps.taps), b3_, strip, y);
-  });
+  strips.add(valid, [&](const Rect& strip) { add_taps<float>(run, constant(maps.taps), b3_, strip, y); });
   strips.run();
+  for (Index i = 1; i <= layers(); i++) {
+    if (!overflow[i]) continue;
+    throw std::range_error("Layer " + std::to_string(i) + " of " + std::to_string(layers()) +
+                           " gave values beyond 65504, more than 16 bits can hold: take precision exact or fast.");
+  }
 }
 
 }  // namespace dblr

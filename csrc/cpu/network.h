@@ -17,16 +17,18 @@ class Network {
   struct Layer {
     const float *weight, *bias;
   };
-  // tile: the side of Winograd's tiles, 4 or 6.
+  // tile: the side of Winograd's tiles, 4 or 6. half: maps between layers are kept in 16 bits; it takes tiles of 6,
+  // and is given up where some width does not suit Winograd.
   Network(int threads, const Shape& shape, const ConvPair<float>& stem, const std::vector<Layer>& body,
-          const ConvPair<float>& tail, const float* w3, float b3, bool tail_skip, int tile = 4);
+          const ConvPair<float>& tail, const float* w3, float b3, bool tail_skip, int tile, bool half);
 
   // What run needs as workspace to give `valid` of an h x w picture, and what each thread takes beside it.
   std::size_t workspace_bytes(Index h, Index w, const Rect& valid) const;
   std::size_t thread_bytes(Index h, Index w, const Rect& valid) const;
 
   // x: (1, frames, h, w); y: (1, 1, ...) of which `valid` is written. Layer k computes what the layers after
-  // it read: `valid` grown by the 35 - k of them, and clipped at the picture.
+  // it read: `valid` grown by the 35 - k of them, and clipped at the picture. Throws std::range_error where a value
+  // does not fit into 16 bits.
   void run(int threads, Map<const float> x, const Rect& valid, float* workspace, Map<float> y) const;
 
   Index layers() const { return static_cast<Index>(body_.size()) + 5; }
@@ -36,15 +38,17 @@ class Network {
   Tail<float> tail() const { return {&tail_[0], &tail_[1], &tail_[2], b3_}; }
   Index strip_rows() const { return tile_; }
 
-  // The maps between the layers, of which a few rows are kept: where each lies in the workspace.
-  struct Maps;
+  // The maps between the layers, of type S, of which a few rows are kept: where each lies in the workspace.
+  template <class S> struct Maps;
+  template <class S>
+  void run_with(int threads, Map<const float> x, const Rect& valid, float* workspace, Map<float> y) const;
 
   Shape shape_;
   const Kernels<float>& kernels_;
   int tile_;
   std::vector<Weights<float>> stem_, body_, tail_;
   float b3_;
-  bool tail_skip_;
+  bool tail_skip_, half_;
 };
 
 }  // namespace dblr

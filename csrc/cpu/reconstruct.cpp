@@ -44,7 +44,7 @@ struct TailScratch {
 };
 template <class T> TailScratch scratch_of(const Kernels<T>& kernels, const Weights<T>& second) {
   if (second.tile) {
-    const WinogradBlocks<T> blocks(kernels, second);
+    const WinogradBlocks<T, T> blocks(kernels, second);
     const Index pixels = blocks.most_tiles() * second.tile * second.tile;
     return {static_cast<Index>(blocks.scratch() / sizeof(T)), pixels * blocks.channels(0), pixels * kTaps};
   }
@@ -52,23 +52,22 @@ template <class T> TailScratch scratch_of(const Kernels<T>& kernels, const Weigh
   return {(kTailRows + 2) * (kTailCols + 2) * second.in, pixels * second.channels(0), pixels * kTaps};
 }
 
-template <class T>
-void products_by_winograd(const Run<T>& run, Map<const T> h1, const Tail<T>& tail, const Rect& region, Map<T> h2,
-                          Map<T> taps) {
+template <class T, class In>
+void products_by_winograd(const Run<T>& run, const typename FromMap<T, In>::type& h1, Index pictures, const Rect& readable,
+                          const Tail<T>& tail, const Rect& region, Map<T> h2, Map<T> taps) {
   const Weights<T>& second = *tail.second;
   const TailScratch size = scratch_of(run.kernels, second);
   const WinogradTiling tiling(region, second.tile, run.threads);
-  const WinogradBlocks<T> blocks(run.kernels, second);
-  const Rect readable = grow(region, 1, h1.h, h1.w);
-  parallel(run.threads, h1.n * tiling.tasks(), tail_scratch(run.kernels, tail), [&](Index task, char* memory) {
+  const WinogradBlocks<T, In> blocks(run.kernels, second);
+  parallel(run.threads, pictures * tiling.tasks(), tail_scratch(run.kernels, tail), [&](Index task, char* memory) {
     T *const scratch = reinterpret_cast<T*>(memory), *const kept = scratch + size.own, *const sums = kept + size.block;
     const WinogradTiling::Block b = tiling.block(task);
     const Tile t = tiling.part(b, region);
     const Index y = b.row * second.tile, x = b.col * second.tile;
-    blocks.load(copy_of(h1), b, readable, scratch);
+    blocks.load(h1, b, readable, scratch);
     for (Index group = 0; group < blocks.groups(); group++) {
       const Index first = blocks.first_channel(group), channels = blocks.channels(group);
-      WinogradOutput<T> o = blocks.multiply(b, region, group, scratch);
+      WinogradOutput<T, T> o = blocks.template multiply<T>(b, region, group, scratch);
       o.relu = true;
       o.out = {kept, b.tiles * second.tile * channels, channels};
       if (h2.data) {
@@ -143,8 +142,13 @@ template <class T> std::size_t tail_scratch(const Kernels<T>& kernels, const Tai
 template <class T>
 void tail_products(const Run<T>& run, Map<const T> h1, const Tail<T>& tail, const Rect& region, Map<T> h2,
                    Map<T> taps) {
-  const auto products = tail.second->tile ? products_by_winograd<T> : products_directly<T>;
-  products(run, h1, tail, region, h2, taps);
+  if (!tail.second->tile) return products_directly(run, h1, tail, region, h2, taps);
+  products_by_winograd<T, T>(run, copy_of(h1), h1.n, grow(region, 1, h1.h, h1.w), tail, region, h2, taps);
+}
+
+void tail_products(const Run<float>& run, Map<const Half> h1, const Tail<float>& tail, const Rect& region,
+                   Map<float> taps) {
+  products_by_winograd<float, Half>(run, h1, h1.n, grow(region, 1, h1.h, h1.w), tail, region, {}, taps);
 }
 
 template <class T>

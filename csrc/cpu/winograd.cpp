@@ -39,6 +39,39 @@ template <int M> KernelTransform transform_at_points() {
   return t;
 }
 
+// The transforms of a tile's side for maps of a type.
+template <class S, class T> const Winograd<T, S>& transforms(const Kernels<T>& k, Index tile) {
+  if constexpr (std::is_same<S, T>::value) {
+    return tile == 4 ? k.winograd4 : k.winograd6;
+  } else {
+    return k.winograd6_half;
+  }
+}
+
+template <class T> const Map<const T>& map_of(const Source<T>& s) { return s.a; }
+template <class S> const Map<const S>& map_of(const Map<const S>& m) { return m; }
+template <class T> bool as_it_is(const Source<T>& s) { return s.load == Load::copy && s.a.sc == 1; }
+template <class S> bool as_it_is(const Map<const S>&) { return true; }
+
+// to[x - x0][c - c0]: columns x0 <= x < x0 + cols of row y, channels c0 <= c < c1; all within the picture.
+template <class T>
+void read_row(const Kernels<T>& k, const Source<T>& s, Index n, Index y, Index x0, Index cols, Index c0, Index c1,
+              T* to) {
+  k.load_row(s, n, y, x0, cols, c0, c1, to);
+}
+template <class T, class S>
+void read_row(const Kernels<T>&, const Map<const S>& m, Index n, Index y, Index x0, Index cols, Index c0, Index c1,
+              S* to) {
+  const S* from = m.data + n * m.sn + m.row(y) + x0 * m.sw + c0;
+  for (Index x = 0; x < cols; x++, from += m.sw, to += c1 - c0) std::memcpy(to, from, (c1 - c0) * sizeof(S));
+}
+
+bool infinite(const Half* p, Index count) {
+  unsigned found = 0;
+  for (Index i = 0; i < count; i++) found |= (p[i].bits & 0x7fff) == 0x7c00;
+  return found != 0;
+}
+
 }  // namespace
 
 KernelTransform kernel_transform(int tile) {
@@ -96,13 +129,13 @@ Tile WinogradTiling::part(const Block& b, const Rect& region) const {
   return t;
 }
 
-template <class T>
-void TileLoader<T>::load(const Source<T>& source, const WinogradTiling::Block& b, const Rect& readable, T* rows,
-                         T* out) const {
-  const Map<const T>& a = source.a;
+template <class T, class In>
+void TileLoader<T, In>::load(const From& source, const WinogradTiling::Block& b, const Rect& readable, In* rows,
+                             T* out) const {
+  const Map<const In>& a = map_of(source);
   const Index side = tile + 2 * halo, y0 = b.row * tile - halo;
-  const bool plain = source.load == Load::copy && a.sc == 1 && y0 >= readable.y0 && y0 + side <= readable.y1;
-  WinogradInput<T> in = {};
+  const bool plain = as_it_is(source) && y0 >= readable.y0 && y0 + side <= readable.y1;
+  WinogradInput<T, In> in = {};
   in.channels = channels;
   in.position = position;
   for (Index i = 0; i < b.tiles; i += kGather) {
@@ -116,25 +149,24 @@ void TileLoader<T>::load(const Source<T>& source, const WinogradTiling::Block& b
       const Index begin = std::clamp(readable.x0 - x0, Index(0), cols);
       const Index end = std::clamp(readable.x1 - x0, begin, cols);
       in.pixel = channels;
-      T* to = rows;
+      In* to = rows;
       for (Index y = 0; y < side; y++, to += cols * channels) {
         in.rows[y] = to;
         const bool inside = y0 + y >= readable.y0 && y0 + y < readable.y1 && begin < end;
         const Index left = inside ? begin : cols, right = inside ? end : cols;
-        std::memset(to, 0, left * channels * sizeof(T));
-        std::memset(to + right * channels, 0, (cols - right) * channels * sizeof(T));
+        std::memset(to, 0, left * channels * sizeof(In));
+        std::memset(to + right * channels, 0, (cols - right) * channels * sizeof(In));
         if (!inside) continue;
-        kernels.load_row(source, b.n, y0 + y, x0 + begin, end - begin, first, first + channels, to + begin * channels);
+        read_row(kernels, source, b.n, y0 + y, x0 + begin, end - begin, first, first + channels, to + begin * channels);
       }
     }
     transform(in);
   }
 }
 
-template <class T>
-WinogradBlocks<T>::WinogradBlocks(const Kernels<T>& kernels, const Weights<T>& w)
-    : kernels_(kernels), weights_(w), transforms_(w.tile == 4 ? kernels.winograd4 : kernels.winograd6),
-      loader_{kernels, transforms_.input, w.tile, 1, 0, w.in, position<T>(kTiles, w.in)},
+template <class T, class In>
+WinogradBlocks<T, In>::WinogradBlocks(const Kernels<T>& kernels, const Weights<T>& w)
+    : kernels_(kernels), weights_(w), loader_{kernels, transforms<In>(kernels, w.tile).input, w.tile, 1, 0, w.in, position<T>(kTiles, w.in)},
       tile_(w.tile), side_(w.tile + 2), group_(std::max<Index>(kGroup / w.width() * w.width(), w.width())) {
   out_position_ = position<T>(kTiles, std::min(group_, w.out));
   rows_ = loader_.rows();
@@ -142,25 +174,32 @@ WinogradBlocks<T>::WinogradBlocks(const Kernels<T>& kernels, const Weights<T>& w
   out_ = side_ * side_ * out_position_;
 }
 
-template <class T> Index TileLoader<T>::rows() const {
+template <class T, class In> Index TileLoader<T, In>::rows() const {
   return (tile + 2 * halo) * (kGather * tile + 2 * halo) * channels;
 }
 
-template <class T> Index WinogradBlocks<T>::most_tiles() const { return kTiles; }
+template <class T, class In> Index WinogradBlocks<T, In>::most_tiles() const { return kTiles; }
 
-template <class T> Index WinogradBlocks<T>::channels(Index group) const {
+template <class T, class In> Index WinogradBlocks<T, In>::channels(Index group) const {
   return std::min(group_, weights_.out - first_channel(group));
 }
 
-template <class T>
-void WinogradBlocks<T>::load(const Source<T>& source, const WinogradTiling::Block& b, const Rect& readable,
-                             T* scratch) const {
-  loader_.load(source, b, readable, scratch, scratch + rows_);
+template <class T, class In>
+void WinogradBlocks<T, In>::load(const typename FromMap<T, In>::type& source, const WinogradTiling::Block& b,
+                                 const Rect& readable, T* scratch) const {
+  loader_.load(source, b, readable, reinterpret_cast<In*>(scratch), scratch + rows_);
 }
 
-template <class T>
-WinogradOutput<T> WinogradBlocks<T>::multiply(const WinogradTiling::Block& b, const Rect& region, Index group,
-                                              T* scratch) const {
+template <class T, class In>
+template <class Out>
+void WinogradBlocks<T, In>::store(const WinogradOutput<T, Out>& o) const {
+  transforms<Out>(kernels_, tile_).output(o);
+}
+
+template <class T, class In>
+template <class Out>
+WinogradOutput<T, Out> WinogradBlocks<T, In>::multiply(const WinogradTiling::Block& b, const Rect& region, Index group,
+                                                       T* scratch) const {
   const Index first = first_channel(group) / weights_.width();
   WinogradProduct<T> p = {};
   p.in = scratch + rows_;
@@ -176,7 +215,7 @@ WinogradOutput<T> WinogradBlocks<T>::multiply(const WinogradTiling::Block& b, co
   p.out_position = out_position_;
   kernels_.winograd_product(p);
 
-  WinogradOutput<T> o = {};
+  WinogradOutput<T, Out> o = {};
   o.in = p.out;
   o.position = out_position_;
   o.tiles = b.tiles;
@@ -189,11 +228,11 @@ WinogradOutput<T> WinogradBlocks<T>::multiply(const WinogradTiling::Block& b, co
   return o;
 }
 
-template <class T> void winograd_convolve(const Run<T>& run, const Convolution<T>& c) {
+template <class T, class In, class Out> void winograd_convolve(const Run<T>& run, const Convolution<T, In, Out>& c) {
   const Weights<T>& w = *c.weights;
   const WinogradTiling tiling(c.region, w.tile, c.moments || c.norm_sums ? 1 : run.threads);
-  const WinogradBlocks<T> blocks(run.kernels, w);
-  const Rect readable = grow(c.region, 1, c.source.a.h, c.source.a.w);
+  const WinogradBlocks<T, In> blocks(run.kernels, w);
+  const Rect readable = grow(c.region, 1, map_of(c.source).h, map_of(c.source).w);
   const Index tasks = c.out.n * tiling.tasks();
   if (c.moments) c.moments->resize(tasks, w.out);
   if (c.norm_sums) c.norm_sums->resize(tasks, w.out);
@@ -208,7 +247,7 @@ template <class T> void winograd_convolve(const Run<T>& run, const Convolution<T
         if (p.data) p.data += blocks.first_channel(group);
         return p;
       };
-      WinogradOutput<T> o = blocks.multiply(b, c.region, group, scratch);
+      WinogradOutput<T, Out> o = blocks.template multiply<Out>(b, c.region, group, scratch);
       o.relu = c.relu;
       o.out = at(c.out);
       for (int i = 0; i < 2; i++) o.add[i] = at(c.add[i]);
@@ -216,19 +255,39 @@ template <class T> void winograd_convolve(const Run<T>& run, const Convolution<T
       blocks.store(o);
     }
     const Tile t = tiling.part(b, c.region);
-    const Map<const T> out = constant(c.out);
-    if (c.moments) tile_moments(run.kernels, out, t, reinterpret_cast<T*>(memory), *c.moments, task);
-    if (c.norm_sums) tile_norm_sums(run.kernels, out, c.norm, t, *c.norm_sums, task);
+    if constexpr (std::is_same<Out, T>::value) {
+      const Map<const T> out = constant(c.out);
+      if (c.moments) tile_moments(run.kernels, out, t, reinterpret_cast<T*>(memory), *c.moments, task);
+      if (c.norm_sums) tile_norm_sums(run.kernels, out, c.norm, t, *c.norm_sums, task);
+    } else {
+      for (Index row = t.y; row < t.y + t.rows; row++) {
+        if (infinite(pixels(c.out, t.n, row, t.x).data, t.cols * w.out)) c.overflow->store(true);
+      }
+    }
   });
 }
 
 #define INSTANTIATE(T)                                                                                              \
   template int winograd_tile(const Kernels<T>&, const Filter<T>&, int);                                             \
-  template void winograd_pack(const Filter<T>&, const double*, int, Index, Index, Index, Index, T*);                \
-  template struct TileLoader<T>;                                                                                    \
-  template class WinogradBlocks<T>;                                                                                 \
-  template void winograd_convolve(const Run<T>&, const Convolution<T>&);
+  template void winograd_pack(const Filter<T>&, const double*, int, Index, Index, Index, Index, T*);
+#define INSTANTIATE_MAPS(T, In, Out)                                                                                \
+  template WinogradOutput<T, Out> WinogradBlocks<T, In>::multiply(const WinogradTiling::Block&, const Rect&, Index, \
+                                                                  T*) const;                                        \
+  template void WinogradBlocks<T, In>::store(const WinogradOutput<T, Out>&) const;                                  \
+  template void winograd_convolve(const Run<T>&, const Convolution<T, In, Out>&);
 INSTANTIATE(float)
 INSTANTIATE(double)
+template struct TileLoader<float, float>;
+template struct TileLoader<double, double>;
+template class WinogradBlocks<float, float>;
+template class WinogradBlocks<double, double>;
+template class WinogradBlocks<float, Half>;
+INSTANTIATE_MAPS(float, float, float)
+INSTANTIATE_MAPS(double, double, double)
+INSTANTIATE_MAPS(float, float, Half)
+INSTANTIATE_MAPS(float, Half, Half)
+template WinogradOutput<float, float> WinogradBlocks<float, Half>::multiply(const WinogradTiling::Block&, const Rect&,
+                                                                            Index, float*) const;
+template void WinogradBlocks<float, Half>::store(const WinogradOutput<float, float>&) const;
 
 }  // namespace dblr

@@ -16,7 +16,7 @@ template <class T>
 void winograd_pack(const Filter<T>& f, const double* scale, int tile, Index first, Index channels, Index stride,
                    Index position, T* to);
 
-template <class T> void winograd_convolve(const Run<T>& run, const Convolution<T>& c);
+template <class T, class In, class Out> void winograd_convolve(const Run<T>& run, const Convolution<T, In, Out>& c);
 
 // Tiles of a region: rows of blocks, blocks of at most `most` tiles side by side.
 struct WinogradTiling {
@@ -46,18 +46,19 @@ KernelTransform kernel_transform(int tile);
 template <class T> Index position(Index tiles, Index channels) { return tiles * channels + 64 / sizeof(T); }
 
 // Gathers and transforms `channels` channels from `first` on of a block's tiles.
-template <class T> struct TileLoader {
+template <class T, class In> struct TileLoader {
   const Kernels<T>& kernels;
-  void (*transform)(const WinogradInput<T>&);
+  void (*transform)(const WinogradInput<T, In>&);
   Index tile, halo;
   Index first, channels, position;
   // Pixels outside `readable` are taken as zero. rows: scratch for as many elements as rows() says.
-  void load(const Source<T>& source, const WinogradTiling::Block& b, const Rect& readable, T* rows, T* out) const;
+  using From = typename FromMap<T, In>::type;
+  void load(const From& source, const WinogradTiling::Block& b, const Rect& readable, In* rows, T* out) const;
   Index rows() const;
 };
 
 // The pieces, for ops that go on with a block's output.
-template <class T> class WinogradBlocks {
+template <class T, class In> class WinogradBlocks {
  public:
   WinogradBlocks(const Kernels<T>& kernels, const Weights<T>& weights);
   Index most_tiles() const;
@@ -67,16 +68,17 @@ template <class T> class WinogradBlocks {
   Index first_channel(Index group) const { return group * group_; }
   Index channels(Index group) const;
   // Transforms the input of a block; pixels outside `readable` are taken as zero.
-  void load(const Source<T>& source, const WinogradTiling::Block& b, const Rect& readable, T* scratch) const;
+  void load(const typename FromMap<T, In>::type& source, const WinogradTiling::Block& b, const Rect& readable,
+            T* scratch) const;
   // Products of one group. What follows the bias, and where it goes, the caller adds before `store`.
-  WinogradOutput<T> multiply(const WinogradTiling::Block& b, const Rect& region, Index group, T* scratch) const;
-  void store(const WinogradOutput<T>& o) const { transforms_.output(o); }
+  template <class Out>
+  WinogradOutput<T, Out> multiply(const WinogradTiling::Block& b, const Rect& region, Index group, T* scratch) const;
+  template <class Out> void store(const WinogradOutput<T, Out>& o) const;
 
  private:
   const Kernels<T>& kernels_;
   const Weights<T>& weights_;
-  const Winograd<T>& transforms_;
-  TileLoader<T> loader_;
+  TileLoader<T, In> loader_;
   Index tile_, side_, group_, out_position_, rows_, in_, out_;
 };
 

@@ -36,8 +36,8 @@ template <class T> void winograd_weight_gradient(const Run<T>& run, const Weight
   const Index blocks = g.dz.a.n * tiling.tasks(), ranges = in.count * out.count;
   const Index parts = std::min(blocks, std::max(kParts, kTasks / ranges));
   const Index most = position<T>(tiling.most_tiles(), kRange);
-  const TileLoader<T> x = {run.kernels, run.kernels.winograd4.input, kTile, 1, 0, kRange, most};
-  const TileLoader<T> dz = {run.kernels, run.kernels.winograd_dz, kTile, 0, 0, kRange, most};
+  const TileLoader<T, T> x = {run.kernels, run.kernels.winograd4.input, kTile, 1, 0, kRange, most};
+  const TileLoader<T, T> dz = {run.kernels, run.kernels.winograd_dz, kTile, 0, 0, kRange, most};
   const Rect readable = grow(g.region, 1, g.x.a.h, g.x.a.w);
   Buffer<T> sums(parts * ranges * kSums);
 
@@ -45,7 +45,7 @@ template <class T> void winograd_weight_gradient(const Run<T>& run, const Weight
   parallel(run.threads, parts * ranges, scratch * sizeof(T), [&](Index task, char* memory) {
     const Index part = task / ranges, i = task / out.count % in.count, o = task % out.count;
     T *const tx = reinterpret_cast<T*>(memory), *const tdz = tx + kPositions * most, *const rows = tdz + kPositions * most;
-    TileLoader<T> load_x = x, load_dz = dz;
+    TileLoader<T, T> load_x = x, load_dz = dz;
     load_x.first = i * kRange;
     load_x.channels = in.size(i);
     load_dz.first = o * kRange;

@@ -19,7 +19,7 @@ from .protocol import FoldedNetwork
 MISSING = ("dblr_fast was built without its CPU kernels ({}); install it again with `pip install .`, or take "
            "the torch backend")
 # Outputs a side of the tiles that Winograd's transforms take, by precision of the network; ops always take 4.
-WINOGRAD_TILE = {"exact": 4, "fast": 6}
+WINOGRAD_TILE = {"exact": 4, "fast": 6, "half": 6}
 
 
 def _load():
@@ -147,8 +147,8 @@ class CpuBackend:
         return None
 
     def precisions(self, device=None):
-        narrow = "the CPU kernels compute in float32 alone; take exact or fast"
-        return {"exact": None, "fast": None, "half": narrow, "bf16": narrow}
+        return {"exact": None, "fast": None, "half": None,
+                "bf16": "the CPU kernels make no products in bf16; take half, which is more exact, or fast"}
 
     def stem(self, x, w1, b1, w2, b2):
         call = _Call(x)
@@ -252,7 +252,7 @@ class CpuBackend:
         reason = self.unavailable(device) or self.precisions(device).get(precision, "there is no such level")
         if reason is not None:
             raise ValueError(f"backend 'cpu' does not offer precision {precision!r} on {device}: {reason}")
-        return CpuNetwork(self._cpu, folded, WINOGRAD_TILE[precision])
+        return CpuNetwork(self._cpu, folded, precision)
 
     def fingerprint(self, tensors) -> int:
         """64-bit hash of the values of tensors on the CPU; about a millisecond for a whole DBLRNet."""
@@ -263,14 +263,15 @@ class CpuBackend:
 class CpuNetwork:
     """A folded network in C++; see backends.protocol.Network. May be called from several threads at once."""
 
-    def __init__(self, cpu, folded: FoldedNetwork, tile: int):
+    def __init__(self, cpu, folded: FoldedNetwork, precision: str):
         call = _Call(folded.tail[0].new_empty(0, dtype=torch.float32))
         w1, b1, w2, b2 = folded.stem
         planar1, bias1, planar2 = _planar_stem(w1, b1, w2)
         self._network = cpu.Network(
             torch.get_num_threads(), call.arrays(planar1, bias1, planar2, b2),
             [tuple(call.arrays(*pair)) for pair in folded.body], call.arrays(*folded.tail[:4]),
-            *call.arrays(*folded.tail[4:]), folded.tail_skip, tile)
+            *call.arrays(*folded.tail[4:]), folded.tail_skip, WINOGRAD_TILE[precision],
+            precision == "half")
         self._spare: list[Tensor] = []  # workspaces not in use; as many as there were calls at a time
 
     def workspace_bytes(self, height, width):

@@ -1,0 +1,86 @@
+// Vectors of a map kept in its own type or in 16 bits, to nearest even. Included by the kernel files alone.
+namespace dblr {
+namespace {
+
+DBLR_INLINE Vec<float> load(const float* p) { return fetch<Vec<float>>(p); }
+DBLR_INLINE Vec<double> load(const double* p) { return fetch<Vec<double>>(p); }
+DBLR_INLINE void keep(float* p, const Vec<float>& v) { store(p, v); }
+DBLR_INLINE void keep(double* p, const Vec<double>& v) { store(p, v); }
+
+#if defined(__F16C__)
+#if DBLR_NATIVE == 64
+DBLR_INLINE __m512 widen(const Half* p) { 
+  return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+DBLR_INLINE void narrow(Half* p, __m512 v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtps_ph(0xffff, v, _MM_FROUND_TO_NEAREST_INT));
+}
+#else
+DBLR_INLINE __m256 widen(const Half* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+DBLR_INLINE void narrow(Half* p, __m256 v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+#endif
+#else
+// The same without the instructions, number by number.
+inline float widen_one(Half h) {
+  const std::uint32_t sign = (h.bits & 0x8000u) << 16, rest = h.bits & 0x7fffu;
+  std::uint32_t bits;
+  if (rest >= 0x7c00) {  // infinite, or not a number
+    bits = sign | 0x7f800000u | (rest & 0x3ff) << 13;
+  } else if (rest >= 0x400) {
+    bits = sign | ((rest << 13) + (112u << 23));
+  } else {  // too small for an exponent: rest units of 2^-24
+    const float value = static_cast<float>(rest) * 0x1p-24f;
+    return sign ? -value : value;
+  }
+  float value;
+  __builtin_memcpy(&value, &bits, sizeof value);
+  return value;
+}
+inline Half narrow_one(float value) {
+  std::uint32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof bits);
+  const std::uint32_t sign = bits >> 16 & 0x8000u, rest = bits & 0x7fffffffu;
+  std::uint32_t half;
+  if (rest > 0x7f800000u) {
+    half = 0x7e00;
+  } else if (rest >= 0x477ff000u) {  // 65520, from where on infinity is nearest
+    half = 0x7c00;
+  } else if (rest >= 0x38800000u) {  // 2^-14
+    half = (rest - (112u << 23) + 0xfff + (rest >> 13 & 1)) >> 13;
+  } else {  // units of 2^-24; adding 2^-1 leaves them in the lowest bits, rounded
+    float sum;
+    __builtin_memcpy(&sum, &rest, sizeof sum);
+    sum += 0.5f;
+    __builtin_memcpy(&half, &sum, sizeof half);
+    half -= 0x3f000000u;
+  }
+  return {static_cast<std::uint16_t>(sign | half)};
+}
+DBLR_INLINE typename NativeOf<float>::type widen(const Half* p) {
+  typename NativeOf<float>::type v;
+  for (unsigned i = 0; i < DBLR_NATIVE / sizeof(float); i++) v[i] = widen_one(p[i]);
+  return v;
+}
+DBLR_INLINE void narrow(Half* p, typename NativeOf<float>::type v) {
+  for (unsigned i = 0; i < DBLR_NATIVE / sizeof(float); i++) p[i] = narrow_one(v[i]);
+}
+#endif
+
+#if DBLR_BYTES == DBLR_NATIVE
+DBLR_INLINE Vec<float> load(const Half* p) { return widen(p); }
+DBLR_INLINE void keep(Half* p, const Vec<float>& v) { narrow(p, v); }
+#else
+DBLR_INLINE Vec<float> load(const Half* p) {
+  Vec<float> v;
+  for (int i = 0; i < Wide<float>::kParts; i++) v.part[i] = widen(p + i * (DBLR_NATIVE / static_cast<int>(sizeof(float))));
+  return v;
+}
+DBLR_INLINE void keep(Half* p, const Vec<float>& v) {
+  for (int i = 0; i < Wide<float>::kParts; i++) narrow(p + i * (DBLR_NATIVE / static_cast<int>(sizeof(float))), v.part[i]);
+}
+#endif
+
+}  // namespace
+}  // namespace dblr

@@ -73,8 +73,8 @@ void bind_conv_bn_act(py::module_& m) {
 
 void bind_residual_block(py::module_& m) {
   m.def("residual_block",
-        [](int threads, View x, std::array<View, 6> first, std::array<View, 6> second, View y, View middle, View z2,
-           bool keep, std::array<View, 4> statistics, bool training, double eps) {
+        [](int threads, View x, std::array<View, 6> first, std::array<View, 6> second, View y, View middle, bool gradient,
+           std::array<View, 4> statistics, bool training, double eps) {
           by_dtype(x, [&](auto type) {
             using T = decltype(type);
             const auto xs = map<const T>(x, "x");
@@ -82,7 +82,7 @@ void bind_residual_block(py::module_& m) {
             const std::array<Index, 4> like = {xs.n, xs.c, xs.h, xs.w};
             residual_block<T>(threads, xs, conv_norm<T>(first, mid.c, xs.c, eps, training, true),
                               conv_norm<T>(second, xs.c, mid.c, eps, training, true), map<T>(y, "y", like), mid,
-                              optional_map<T>(z2, "z2", like), keep,
+                              gradient,
                               statistic<T>(statistics[0], "mean1", mid.c, training),
                               statistic<T>(statistics[1], "var1", mid.c, training),
                               statistic<T>(statistics[2], "mean2", xs.c, training),
@@ -91,17 +91,19 @@ void bind_residual_block(py::module_& m) {
         },
         py::call_guard<py::gil_scoped_release>());
   m.def("residual_block_backward",
-        [](int threads, View grad, View x, std::array<View, 6> first, View z1, std::array<View, 6> second, View z2,
-           View scratch, View dx, std::array<View, 4> d1, std::array<View, 4> d2, bool training, double eps) {
+        [](int threads, View grad, View x, std::array<View, 6> first, std::array<View, 6> second,
+           std::array<View, 3> scratch, View dx, std::array<View, 4> d1, std::array<View, 4> d2, bool training,
+           double eps) {
           by_dtype(x, [&](auto type) {
             using T = decltype(type);
             const auto xs = any_map<const T>(x, "x");
-            const auto zs = map<const T>(z1, "z1", {xs.n, -1, xs.h, xs.w});
+            const auto zs = map<T>(scratch[0], "scratch", {xs.n, -1, xs.h, xs.w});
             const std::array<Index, 4> like = {xs.n, xs.c, xs.h, xs.w};
             residual_block_backward<T>(threads, map<const T>(grad, "grad", like), xs,
-                                       conv_norm<T>(first, zs.c, xs.c, eps, training, false), zs,
-                                       conv_norm<T>(second, xs.c, zs.c, eps, training, false), map<const T>(z2, "z2", like),
-                                       map<T>(scratch, "scratch", {zs.n, zs.c, zs.h, zs.w}),
+                                       conv_norm<T>(first, zs.c, xs.c, eps, training, false),
+                                       conv_norm<T>(second, xs.c, zs.c, eps, training, false),
+                                       {zs, map<T>(scratch[1], "scratch", like),
+                                        map<T>(scratch[2], "scratch", {zs.n, zs.c, zs.h, zs.w})},
                                        optional_map<T>(dx, "dx", like), conv_norm_gradient<T>(d1, zs.c, xs.c),
                                        conv_norm_gradient<T>(d2, xs.c, zs.c), training);
           });
@@ -170,8 +172,7 @@ void bind_reconstruct(py::module_& m) {
         },
         py::call_guard<py::gil_scoped_release>());
   m.def("reconstruct_backward",
-        [](int threads, View grad, View x, View h1, View h2, View w1, View w2, View w3, View dh1, View dh2, View dx,
-           std::array<View, 6> d) {
+        [](int threads, View grad, View x, View h1, View h2, View w1, View w2, View w3, View dx, std::array<View, 6> d) {
           by_dtype(x, [&](auto type) {
             using T = decltype(type);
             const auto xs = any_map<const T>(x, "x");
@@ -182,8 +183,7 @@ void bind_reconstruct(py::module_& m) {
                                    nullptr, xs.c, c1, c2};
             reconstruct_backward<T>(
                 threads, map<const T>(grad, "grad", {xs.n, 1, xs.h, xs.w}), xs, first, second, p,
-                array<T>(w3, "w3", {1, c2, 3, 3}), map<T>(dh1, "dh1", {xs.n, c1, xs.h, xs.w}),
-                map<T>(dh2, "dh2", {xs.n, c2, xs.h, xs.w}), optional_map<T>(dx, "dx", {xs.n, xs.c, xs.h, xs.w}),
+                array<T>(w3, "w3", {1, c2, 3, 3}), optional_map<T>(dx, "dx", {xs.n, xs.c, xs.h, xs.w}),
                 array<T>(d[0], "dw1", {c1, xs.c, 3, 3}), array<T>(d[1], "db1", {c1}),
                 array<T>(d[2], "dw2", {c2, c1, 3, 3}), array<T>(d[3], "db2", {c2}),
                 array<T>(d[4], "dw3", {1, c2, 3, 3}), array<T>(d[5], "db3", {1}));

@@ -1,6 +1,7 @@
 // The ops of dblr_fast on the CPU. Maps that an op writes, and all but the x it reads, have unit channel stride.
 #pragma once
 
+#include <array>
 #include <memory>
 
 #include "norm.h"
@@ -26,14 +27,16 @@ template <class T>
 void conv_bn_act_backward(int threads, Map<const T> grad, Map<const T> x, const ConvNorm<T>& conv, Map<const T> z,
                           Map<T> dx, const ConvNormGradient<T>& d, bool relu, bool training);
 
-// y = x + norm(conv(relu(norm(conv(x))))). middle: z1 where it is kept, else scratch; z2 null unless kept.
+// y = x + norm(conv(relu(norm(conv(x))))). middle: scratch. gradient: backward will be asked for, and must see the same
+// signs before the ReLU.
 template <class T>
 void residual_block(int threads, Map<const T> x, const ConvNorm<T>& first, const ConvNorm<T>& second, Map<T> y,
-                    Map<T> middle, Map<T> z2, bool keep, T* mean1, T* var1, T* mean2, T* var2, bool training);
-// scratch: a map as z1.
+                    Map<T> middle, bool gradient, T* mean1, T* var1, T* mean2, T* var2, bool training);
+// Of the forward pass x and the statistics are all that is kept: both convolutions are computed again, for a sixth of a
+// step's time and a third of its memory. scratch: maps as the first convolution's output, the second's, the first's.
 template <class T>
 void residual_block_backward(int threads, Map<const T> grad, Map<const T> x, const ConvNorm<T>& first,
-                             Map<const T> z1, const ConvNorm<T>& second, Map<const T> z2, Map<T> scratch, Map<T> dx,
+                             const ConvNorm<T>& second, const std::array<Map<T>, 3>& scratch, Map<T> dx,
                              const ConvNormGradient<T>& d1, const ConvNormGradient<T>& d2, bool training);
 
 // Two 3x3 convolutions with bias and ReLU; w1 (middle, in, 3, 3), w2 (out, middle, 3, 3).
@@ -67,10 +70,8 @@ void tail_products(const Run<float>& run, Map<const Half> h1, const Tail<float>&
 template <class T> void add_taps(const Run<T>& run, Map<const T> taps, T bias, const Rect& region, Map<T> y);
 // Bytes that each thread takes for them beside the maps.
 template <class T> std::size_t tail_scratch(const Kernels<T>& kernels, const Tail<T>& tail);
-// dh1, dh2: scratch maps as h1, h2.
 template <class T>
 void reconstruct_backward(int threads, Map<const T> grad, Map<const T> x, Map<const T> h1, Map<const T> h2,
-                          const ConvPair<T>& p, const T* w3, Map<T> dh1, Map<T> dh2, Map<T> dx, T* dw1, T* db1,
-                          T* dw2, T* db2, T* dw3, T* db3);
+                          const ConvPair<T>& p, const T* w3, Map<T> dx, T* dw1, T* db1, T* dw2, T* db2, T* dw3, T* db3);
 
 }  // namespace dblr

@@ -13,6 +13,8 @@ namespace {
 constexpr Index kTaps = 9;
 // Tiles of L34 where it goes without Winograd.
 constexpr Index kTailRows = 16, kTailCols = 30;
+// Pixels of a band of the backward pass.
+constexpr Index kBandPixels = 32 * 1024;
 
 // Adds to `sums` [pixel][tap] of a tile what the channels of h2 from `first` on give: `from` holds them.
 template <class T>
@@ -175,15 +177,16 @@ void reconstruct(const Run<T>& run, Map<const T> x, const Tail<T>& tail, const R
   add_taps(run, constant(taps), tail.bias, region, y);
 }
 
+// Gradients of the two wide maps are held for a band of rows at a time, with the rows around it that the next
+// convolution reads.
 template <class T>
 void reconstruct_backward(int threads, Map<const T> grad, Map<const T> x, Map<const T> h1, Map<const T> h2,
-                          const ConvPair<T>& p, const T* w3, Map<T> dh1, Map<T> dh2, Map<T> dx, T* dw1, T* db1,
-                          T* dw2, T* db2, T* dw3, T* db3) {
+                          const ConvPair<T>& p, const T* w3, Map<T> dx, T* dw1, T* db1, T* dw2, T* db2, T* dw3, T* db3) {
   const Run<T> run(threads);
-  const Rect all = whole(x.h, x.w);
+  const Index h = x.h, w = x.w, band_rows = std::min(h, std::max<Index>(kBandPixels / w, 16));
   // L35 has one output channel. With the roles of input and gradient exchanged, and the kernel turned, its
   // weight gradient has one input channel instead and fills the vectors.
-  weight_gradient<T>(run, {copy_of(grad), copy_of(h2), all, dw3, 9, p.out * 9, true});
+  weight_gradient<T>(run, {copy_of(grad), copy_of(h2), whole(h, w), dw3, 9, p.out * 9, true});
   Norm<T> plain(1);
   TileSums sums;
   norm_sums(run, plain.gradient(grad, grad, false), sums);
@@ -191,21 +194,38 @@ void reconstruct_backward(int threads, Map<const T> grad, Map<const T> x, Map<co
   for (double s : sums.s0) bias += s;
   *db3 = static_cast<T>(bias);
 
-  const auto back = [&](Map<const T> from, const T* w, Index out, Index in, Map<T> to, Map<const T> mask) {
-    const Weights<T> weights = weights_for(run, backward_filter(w, out, in));
+  const Weights<T> third = weights_for(run, backward_filter(w3, 1, p.out));
+  const Weights<T> second = weights_for(run, backward_filter(p.w2, p.out, p.middle));
+  const Weights<T> first = weights_for(run, backward_filter(p.w1, p.middle, p.in));
+  const auto back = [&](const Map<const T>& from, const Weights<T>& weights, const Rect& region, const Map<T>& to,
+                        const Map<const T>& mask) {
     Convolution<T> c;
     c.source = copy_of(from);
     c.weights = &weights;
-    c.region = all;
+    c.region = region;
     c.out = to;
     c.mask = mask;
     convolve(run, c);
   };
-  back(grad, w3, 1, p.out, dh2, h2);
-  weight_gradient<T>(run, {copy_of(h1), copy_of(constant(dh2)), all, dw2, p.middle * 9, 9, false, false, db2});
-  back(constant(dh2), p.w2, p.out, p.middle, dh1, h1);
-  weight_gradient<T>(run, {copy_of(x), copy_of(constant(dh1)), all, dw1, p.in * 9, 9, false, false, db1});
-  if (dx.data) back(constant(dh1), p.w1, p.middle, p.in, dx, {});
+  Buffer<T> dh1_data(std::min(h, band_rows + 2) * w * p.middle), dh2_data(std::min(h, band_rows + 4) * w * p.out);
+  bool add = false;
+  for (Index n = 0; n < x.n; n++) {
+    const auto picture = [n](auto map) {
+      if (map.data) map.data += n * map.sn;
+      map.n = 1;
+      return map;
+    };
+    for (Index y0 = 0; y0 < h; y0 += band_rows, add = true) {
+      const Rect band = {y0, std::min(h, y0 + band_rows), 0, w}, one = grow(band, 1, h, w), two = grow(band, 2, h, w);
+      const Map<T> dh1 = part_of_picture(dh1_data.data(), p.middle, one, h, w);
+      const Map<T> dh2 = part_of_picture(dh2_data.data(), p.out, two, h, w);
+      back(picture(grad), third, two, dh2, picture(h2));
+      weight_gradient<T>(run, {copy_of(picture(h1)), copy_of(constant(dh2)), band, dw2, p.middle * 9, 9, false, add, db2});
+      back(constant(dh2), second, one, dh1, picture(h1));
+      weight_gradient<T>(run, {copy_of(picture(x)), copy_of(constant(dh1)), band, dw1, p.in * 9, 9, false, add, db1});
+      if (dx.data) back(constant(dh1), first, band, picture(dx), {});
+    }
+  }
 }
 
 #define INSTANTIATE(T)                                                                                              \
@@ -216,7 +236,7 @@ void reconstruct_backward(int threads, Map<const T> grad, Map<const T> x, Map<co
   template void reconstruct(const Run<T>&, Map<const T>, const Tail<T>&, const Rect&, Map<T>, Map<T>, Map<T>,       \
                             Map<T>);                                                                                \
   template void reconstruct_backward(int, Map<const T>, Map<const T>, Map<const T>, Map<const T>,                   \
-                                     const ConvPair<T>&, const T*, Map<T>, Map<T>, Map<T>, T*, T*, T*, T*, T*, T*);
+                                     const ConvPair<T>&, const T*, Map<T>, T*, T*, T*, T*, T*, T*);
 INSTANTIATE(float)
 INSTANTIATE(double)
 

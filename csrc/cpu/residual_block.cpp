@@ -5,8 +5,8 @@ namespace dblr {
 
 template <class T>
 void residual_block(int threads, Map<const T> x, const ConvNorm<T>& first, const ConvNorm<T>& second, Map<T> y,
-                    Map<T> middle, Map<T> z2, bool keep, T* mean1, T* var1, T* mean2, T* var2, bool training) {
-  if (!training && !keep) {
+                    Map<T> middle, bool gradient, T* mean1, T* var1, T* mean2, T* var2, bool training) {
+  if (!training && !gradient) {
     conv_bn_act<T>(threads, x, first, {}, middle, {}, nullptr, nullptr, true, false);
     return conv_bn_act<T>(threads, constant(middle), second, x, y, {}, nullptr, nullptr, false, false);
   }
@@ -32,23 +32,38 @@ void residual_block(int threads, Map<const T> x, const ConvNorm<T>& first, const
   const Weights<T> w2 = weights_for(run, forward_filter(second.weight, y.c, middle.c));
   c.source = norm1.normalised(constant(middle));
   c.weights = &w2;
-  c.out = z2.data ? z2 : y;
+  c.out = y;
   convolve(run, c);
   if (training) {
     merge_moments(moments, y.c, mean2, var2);
     p2.mean = mean2;
     p2.var = var2;
   }
-  normalise(run, Norm<T>(p2, y.c), constant(c.out), false, x, y);
+  normalise(run, Norm<T>(p2, y.c), constant(y), false, x, y);
 }
 
 template <class T>
 void residual_block_backward(int threads, Map<const T> grad, Map<const T> x, const ConvNorm<T>& first,
-                             Map<const T> z1, const ConvNorm<T>& second, Map<const T> z2, Map<T> scratch, Map<T> dx,
+                             const ConvNorm<T>& second, const std::array<Map<T>, 3>& scratch_maps, Map<T> dx,
                              const ConvNormGradient<T>& d1, const ConvNormGradient<T>& d2, bool training) {
   const Run<T> run(threads);
+  const Map<T>& scratch = scratch_maps[2];
+  const Map<const T> z1 = constant(scratch_maps[0]), z2 = constant(scratch_maps[1]);
   TileSums sums;
   Norm<T> norm1(first.norm, z1.c), norm2(second.norm, z2.c);
+
+  // Forward again, to the same bits.
+  const auto again = [&](const Source<T>& source, const T* weight, const Map<T>& out) {
+    const Weights<T> weights = weights_for(run, forward_filter(weight, out.c, source.a.c));
+    Convolution<T> c;
+    c.source = source;
+    c.weights = &weights;
+    c.region = whole(x.h, x.w);
+    c.out = out;
+    convolve(run, c);
+  };
+  again(copy_of(x), first.weight, scratch_maps[0]);
+  again(norm1.normalised(z1), second.weight, scratch_maps[1]);
 
   norm_sums(run, norm2.gradient(grad, z2, false), sums);
   norm2.set_gradient(second.norm, sums, training, d2.bias, d2.gamma, d2.beta);
@@ -80,11 +95,11 @@ void residual_block_backward(int threads, Map<const T> grad, Map<const T> x, con
 }
 
 #define INSTANTIATE(T)                                                                                              \
-  template void residual_block(int, Map<const T>, const ConvNorm<T>&, const ConvNorm<T>&, Map<T>, Map<T>, Map<T>,   \
-                               bool, T*, T*, T*, T*, bool);                                                         \
-  template void residual_block_backward(int, Map<const T>, Map<const T>, const ConvNorm<T>&, Map<const T>,          \
-                                        const ConvNorm<T>&, Map<const T>, Map<T>, Map<T>,                           \
-                                        const ConvNormGradient<T>&, const ConvNormGradient<T>&, bool);
+  template void residual_block(int, Map<const T>, const ConvNorm<T>&, const ConvNorm<T>&, Map<T>, Map<T>, bool, T*, \
+                               T*, T*, T*, bool);                                                                   \
+  template void residual_block_backward(int, Map<const T>, Map<const T>, const ConvNorm<T>&, const ConvNorm<T>&,    \
+                                        const std::array<Map<T>, 3>&, Map<T>, const ConvNormGradient<T>&,           \
+                                        const ConvNormGradient<T>&, bool);
 INSTANTIATE(float)
 INSTANTIATE(double)
 

@@ -118,10 +118,10 @@ std::vector<T> normed_ops(int threads, Index n, Index h, Index w, Index in, Inde
   conv_bn_act<T>(threads, constant(x), first, {}, y, z, mean, var, true, training);
   conv_bn_act_backward<T>(threads, constant(grad), constant(x), first, constant(z), dx, gradient(m, out, in), true,
                           training);
-  residual_block<T>(threads, constant(x), first, second, yb, scratch, {}, false, mean, var, mean2, var2, training);
-  residual_block<T>(threads, constant(x), first, second, yb, z, z2, true, mean, var, mean2, var2, training);
-  residual_block_backward<T>(threads, constant(back), constant(x), first, constant(z), second, constant(z2), scratch,
-                             dx, gradient(m, out, in), gradient(m, in, out), training);
+  residual_block<T>(threads, constant(x), first, second, yb, scratch, false, mean, var, mean2, var2, training);
+  residual_block<T>(threads, constant(x), first, second, yb, scratch, true, mean, var, mean2, var2, training);
+  residual_block_backward<T>(threads, constant(back), constant(x), first, second, {z, z2, scratch}, dx,
+                             gradient(m, out, in), gradient(m, in, out), training);
   return m.results();
 }
 
@@ -144,13 +144,13 @@ template <class T> std::vector<T> ends(int threads, Index n, Index h, Index w) {
                          m.random(tail), width, tail, tail};
   const T* w3 = m.random(tail * 9, 0.1);
   const Map<T> h1 = m.map(n, tail, h, w, false), h2 = m.map(n, tail, h, w, false);
-  const Map<T> d1 = m.map(n, tail, h, w, false), d2 = m.map(n, tail, h, w, false), back = m.map(n, width, h, w, false);
+  const Map<T> back = m.map(n, width, h, w, false);
   const Map<T> taps = {m.poisoned(n * 9 * h * w), n, 9, h, w, 9 * h * w, h * w, w, 1};
   const Weights<T> first(run, forward_filter(t.w1, tail, width), t.b1), second(run, forward_filter(t.w2, tail, tail), t.b2);
   const Weights<T> last(run, tap_filter(w3, tail));
   reconstruct<T>(run, constant(y), {&first, &second, &last, T(0.5)}, whole(h, w), taps, out, {}, {});
   reconstruct<T>(run, constant(y), {&first, &second, &last, T(0.5)}, whole(h, w), taps, out, h1, h2);
-  reconstruct_backward<T>(threads, constant(thin), constant(y), constant(h1), constant(h2), t, w3, d1, d2, back,
+  reconstruct_backward<T>(threads, constant(thin), constant(y), constant(h1), constant(h2), t, w3, back,
                           m.poisoned(tail * width * 9), m.poisoned(tail), m.poisoned(tail * tail * 9),
                           m.poisoned(tail), m.poisoned(tail * 9), m.poisoned(1));
   return m.results();

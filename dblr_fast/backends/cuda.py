@@ -60,6 +60,7 @@ class CudaBackend:
     """
 
     name = "cuda"
+    keeps_block_maps = True
     dtypes = tuple(KINDS)
 
     def __init__(self, module=None, emulated: bool = False, level: str = "exact"):

@@ -48,6 +48,7 @@ def _statistics_dtype(t):
 
 class TorchBackend:
     name = "torch"
+    keeps_block_maps = True
 
     def at(self, precision):
         return self

@@ -71,6 +71,7 @@ class TritonBackend:
     """See backends.protocol.Backend."""
 
     name = "triton"
+    keeps_block_maps = True
     dtypes = (torch.float32, torch.float16, torch.bfloat16)
 
     def __init__(self, level: str = "exact"):

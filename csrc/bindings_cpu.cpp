@@ -4,6 +4,8 @@
 // GIL is released while it runs. A refusal is a ValueError.
 #include "view.h"
 
+#include <map>
+
 #include "cpu/fingerprint.h"
 #include "cpu/isa.h"
 #include "cpu/network.h"
@@ -205,7 +207,7 @@ Rect valid_part(const Corners& v, Index h, Index w) {
 void bind_network(py::module_& m) {
   py::class_<Network>(m, "Network")
       .def(py::init([](int threads, std::array<View, 4> stem, std::vector<std::pair<View, View>> body,
-                       std::array<View, 4> tail, View w3, View b3, bool tail_skip, int tile, bool half) {
+                       std::array<View, 4> tail, View w3, View b3, bool tail_skip, const std::string& level) {
              const ConvPair<float> head = conv_pair<float>(stem, stem[0].shape[1]);
              const ConvPair<float> end = conv_pair<float>(tail, head.out);
              if (end.middle != end.out) throw std::invalid_argument("w1 and w2 of the tail must have as many outputs.");
@@ -213,9 +215,11 @@ void bind_network(py::module_& m) {
                throw std::invalid_argument("body must hold an even number of convolutions, at least two, got " +
                                            std::to_string(body.size()) + ".");
              }
-             if (tile != 6 && (tile != 4 || half)) {
-               throw std::invalid_argument("tile must be 4 or 6, and 6 with half, got " + std::to_string(tile) + ".");
-             }
+             using Level = Network::Level;
+             const std::map<std::string, Level> levels = {
+                 {"exact", Level::exact}, {"fast", Level::fast}, {"half", Level::half}, {"bf16", Level::bf16}};
+             const auto found = levels.find(level);
+             if (found == levels.end()) throw std::invalid_argument("There is no level of precision '" + level + "'.");
              std::vector<Network::Layer> layers;
              for (const auto& [w, b] : body) {
                layers.push_back({array<float>(w, "weight", {head.out, head.out, 3, 3}),
@@ -223,7 +227,7 @@ void bind_network(py::module_& m) {
              }
              return std::make_unique<Network>(threads, Network::Shape{head.in, head.middle, head.out, end.out}, head,
                                               layers, end, array<float>(w3, "w3", {1, end.out, 3, 3}),
-                                              *array<float>(b3, "b3", {1}), tail_skip, tile, half);
+                                              *array<float>(b3, "b3", {1}), tail_skip, found->second);
            }),
            py::call_guard<py::gil_scoped_release>())
       .def("workspace_bytes",
@@ -267,6 +271,7 @@ PYBIND11_MODULE(_cpu, m) {
     return all;
   }, "Instruction sets that were built -> None, or why this CPU cannot run them.");
   m.def("isa", &isa, "The instruction set in use.");
+  m.def("has_bf16", [] { return bf16_kernels() != nullptr; }, "Whether it makes products in bf16.");
   m.def("set_isa", &set_isa, py::arg("name"), "Use another instruction set from now on, for tests.");
   m.def("use_openmp", [](std::uintptr_t address) { use_openmp(reinterpret_cast<OpenMP>(address)); }, py::arg("address"),
         "Address of GOMP_parallel of the OpenMP library that torch runs on; 0: plain threads.");

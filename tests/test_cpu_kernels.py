@@ -319,9 +319,52 @@ def test_half_numbers_are_rounded_to_nearest(isa):
     assert ((y - kept).abs() <= 2 * (centre.abs() * 2 ** -10 + 2 ** -24) + 1e-6 * centre.abs().max()).all()
 
 
-def test_network_offers_no_bf16():
-    with pytest.raises(ValueError, match="take half, which is more exact, or fast"):
-        BACKEND.network(folded(network_of(0)), "bf16", torch.device("cpu"))
+@torch.no_grad()
+def test_bf16_makes_products_of_8_bits(isa):
+    """Maps and both sides of every product are rounded to 8 bits; Winograd's transforms double what that errs."""
+    model = network_of(2)
+    if not _cpu.has_bf16():
+        with pytest.raises(ValueError, match="no products in bf16.*take half, which is more exact, or fast"):
+            BACKEND.network(folded(model), "bf16", torch.device("cpu"))
+        return
+    network = BACKEND.network(folded(model), "bf16", torch.device("cpu"))
+    x = torch.rand(1, 5, 37, 53)
+    y, exact = network(x, (0, 37, 0, 53)), copy.deepcopy(model).double()(x.double())
+    limit = 4 * (2 * 2 + 7) ** 0.5 * 2 ** -8 * exact.norm()
+    assert 2 ** -9 * exact.norm() < (y - exact).norm() < limit
+    part = network(x, (9, 30, 20, 41))
+    assert (part - exact[:, :, 9:30, 20:41]).norm() < limit
+    assert torch.equal(network(x * 1e30, (0, 37, 0, 53)).isfinite(), torch.ones(1, 1, 37, 53, dtype=torch.bool))
+    x[0, 2, 20, 20] = torch.nan
+    assert network(x, (0, 37, 0, 53)).isnan().any()
+
+
+def test_some_instruction_set_here_makes_bf16_products():
+    """Where AVX2 runs, a model of AVX512-BF16 does."""
+    if ISAS.get("avx512_model", "not built"):
+        pytest.skip(f"avx512_model: {ISAS.get('avx512_model', 'not built')}")
+    _cpu.set_isa("avx512_model")
+    try:
+        assert _cpu.has_bf16() and BACKEND.precisions()["bf16"] is None
+    finally:
+        _cpu.set_isa(BEST)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("level", ("half", "bf16"))
+def test_widths_that_do_not_suit_winograd_stay_in_float32(level):
+    isa = "avx512_model" if not ISAS.get("avx512_model", "not built") else BEST
+    _cpu.set_isa(isa)
+    try:
+        if level == "bf16" and not _cpu.has_bf16():
+            pytest.skip(f"{isa} makes no products in bf16")
+        torch.manual_seed(0)
+        model = dblr_fast.DBLRNet(width=12, blocks=1).eval()
+        x = torch.rand(1, 5, 9, 11)
+        levels = [BACKEND.network(fold(model), name, torch.device("cpu"))(x, (0, 9, 0, 11)) for name in ("exact", level)]
+        torch.testing.assert_close(*levels)
+    finally:
+        _cpu.set_isa(BEST)
 
 
 def test_fingerprint_sees_every_value():

@@ -18,12 +18,12 @@ Index divide_up(Index a, Index b) { return (a + b - 1) / b; }
 }  // namespace
 
 template <class T>
-Weights<T>::Weights(const Run<T>& r, const Filter<T>& f, const T* bias, const double* scale, int tile)
-    : in(f.in), out(f.out), tile(tile), kernel_rows(tile ? 1 : f.kernel),
+Weights<T>::Weights(const Run<T>& r, const Filter<T>& f, const T* bias, const double* scale, int tile, bool bf16)
+    : in(f.in), out(f.out), tile(tile), bf16(bf16), kernel_rows(tile ? 1 : f.kernel),
       run(tile ? (tile + 2) * (tile + 2) * f.in : f.kernel * f.in), lanes_(r.kernels.lanes),
       width_(2 * r.kernels.lanes) {
   blocks = divide_up(out, width_);
-  data_ = Buffer<T>(blocks * width_ * depth());
+  data_ = Buffer<T>(blocks * width_ * depth() / (bf16 ? sizeof(T) / sizeof(Bf16) : 1));
   bias_ = Buffer<T>(blocks * width_);
   parallel(r.threads, blocks, 0, [&](Index b, char*) {
     for (Index c = 0; c < width_; c++) {
@@ -32,7 +32,10 @@ Weights<T>::Weights(const Run<T>& r, const Filter<T>& f, const T* bias, const do
     }
     if (tile) {
       const Index block = width_ * in, stride = vectors(b) * lanes_;
-      winograd_pack(f, scale, tile, first_channel(b), channels(b), stride, blocks * block, data_.data() + b * block);
+      const auto transform = [&](auto* to) {
+        winograd_pack(f, scale, tile, first_channel(b), channels(b), stride, blocks * block, to + b * block);
+      };
+      bf16 ? transform(reinterpret_cast<Bf16*>(data_.data())) : transform(data_.data());
     } else {
       pack(f, scale, b, data_.data() + b * width_ * depth());
     }

@@ -33,11 +33,13 @@ template <class T> class Weights {
  public:
   // bias: null for none. scale: one factor an output channel (a folded batch norm), or null. tile: 0, or the side
   // of Winograd's tiles (see winograd_tile).
+  // bf16: for products in bf16, tiles of 4.
   Weights(const Run<T>& run, const Filter<T>& filter, const T* bias = nullptr, const double* scale = nullptr,
-          int tile = 0);
+          int tile = 0, bool bf16 = false);
 
   Index in, out;
   int tile;
+  bool bf16;
   Index kernel_rows, run;
   Index blocks;  // of width() channels
   Index width() const { return width_; }
@@ -45,7 +47,7 @@ template <class T> class Weights {
   int channels(Index b) const { return static_cast<int>(out - b * width_ < width_ ? out - b * width_ : width_); }
   Index first_channel(Index b) const { return b * width_; }
   const T* block(Index b) const { return data_.data() + b * width_ * depth(); }
-  const T* winograd() const { return data_.data(); }
+  template <class V> const V* winograd() const { return reinterpret_cast<const V*>(data_.data()); }
   const T* bias(Index b) const { return bias_.data() + b * width_; }
   Index depth() const { return kernel_rows * run; }
 

@@ -1,4 +1,4 @@
-// Vectors of a map kept in its own type or in 16 bits, to nearest even. Included by the kernel files alone.
+// Vectors of a map kept in its own type or in 16 bits (binary16 or bf16), to nearest even. Included by the kernel files alone.
 namespace dblr {
 namespace {
 
@@ -78,6 +78,32 @@ DBLR_INLINE Vec<float> load(const Half* p) {
   return v;
 }
 DBLR_INLINE void keep(Half* p, const Vec<float>& v) {
+  for (int i = 0; i < Wide<float>::kParts; i++) narrow(p + i * (DBLR_NATIVE / static_cast<int>(sizeof(float))), v.part[i]);
+}
+#endif
+
+
+// bf16: the upper half of a float, to nearest even; not-a-number stays one.
+typedef std::uint32_t NativeBits __attribute__((vector_size(DBLR_NATIVE)));
+typedef std::uint16_t NarrowBits __attribute__((vector_size(DBLR_NATIVE / 2)));
+DBLR_INLINE typename NativeOf<float>::type widen(const Bf16* p) {
+  const NativeBits bits = __builtin_convertvector(fetch<NarrowBits>(p), NativeBits) << 16;
+  return fetch<typename NativeOf<float>::type>(&bits);
+}
+DBLR_INLINE void narrow(Bf16* p, typename NativeOf<float>::type v) {
+  const NativeBits bits = fetch<NativeBits>(&v), rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  store(p, __builtin_convertvector(v == v ? rounded : bits >> 16 | 0x40, NarrowBits));
+}
+#if DBLR_BYTES == DBLR_NATIVE
+DBLR_INLINE Vec<float> load(const Bf16* p) { return widen(p); }
+DBLR_INLINE void keep(Bf16* p, const Vec<float>& v) { narrow(p, v); }
+#else
+DBLR_INLINE Vec<float> load(const Bf16* p) {
+  Vec<float> v;
+  for (int i = 0; i < Wide<float>::kParts; i++) v.part[i] = widen(p + i * (DBLR_NATIVE / static_cast<int>(sizeof(float))));
+  return v;
+}
+DBLR_INLINE void keep(Bf16* p, const Vec<float>& v) {
   for (int i = 0; i < Wide<float>::kParts; i++) narrow(p + i * (DBLR_NATIVE / static_cast<int>(sizeof(float))), v.part[i]);
 }
 #endif

@@ -104,4 +104,12 @@ std::string isa() { return current()->name; }
 void set_isa(const std::string& name) { chosen.store(usable(name)); }
 const Table& table() { return *current()->table(); }
 
+const Bf16Kernels* bf16_kernels() {
+#ifdef DBLR_X86
+  if (isa() == "avx512" && __builtin_cpu_supports("avx512bf16")) return bf16_avx512();
+  if (isa() == "avx512_model") return bf16_avx512_model();
+#endif
+  return nullptr;
+}
+
 }  // namespace dblr

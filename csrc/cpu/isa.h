@@ -16,6 +16,8 @@ std::vector<std::pair<std::string, std::string>> isas();
 std::string isa();
 void set_isa(const std::string& name);
 const Table& table();
+// Products in bf16 with the instruction set in use; null where the CPU makes none.
+const Bf16Kernels* bf16_kernels();
 
 template <class T> const Kernels<T>& kernels_of(const Table& t);
 template <> inline const Kernels<float>& kernels_of(const Table& t) { return t.f32; }

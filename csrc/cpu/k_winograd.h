@@ -94,10 +94,10 @@ template <class T, int M> struct Transform {
 // Tiles between the one that is transformed and the one whose pixels are fetched meanwhile.
 constexpr Index kAhead = 2;
 
-template <class T, class S, int M> void winograd_input(const WinogradInput<T, S>& a) {
+template <class T, class V, class S, int M> void winograd_input(const WinogradInput<V, S>& a) {
   constexpr int N = M + 2, L = kLanes<T>;
   for (Index tile = 0; tile < a.tiles; tile++) {
-    T* const to = a.out + tile * a.channels;
+    V* const to = a.out + tile * a.channels;
     for (Index c = 0; c < a.channels; c += L) {
       Vec<T> half[N][N], d[N], v[N];
 #pragma GCC unroll 1
@@ -117,7 +117,7 @@ template <class T, class S, int M> void winograd_input(const WinogradInput<T, S>
       for (int y = 0; y < N; y++) {
         Transform<T, M>::input(half[y], v);
 #pragma GCC unroll 8
-        for (int x = 0; x < N; x++) store(to + (y * N + x) * a.position + c, v[x]);
+        for (int x = 0; x < N; x++) keep(to + (y * N + x) * a.position + c, v[x]);
       }
     }
   }
@@ -173,7 +173,7 @@ template <class T, class S, int M> void winograd_output(const WinogradOutput<T, 
 }
 
 template <class T, class S, int M> constexpr Winograd<T, S> winograd() {
-  return {winograd_input<T, S, M>, winograd_output<T, S, M>};
+  return {winograd_input<T, T, S, M>, winograd_output<T, S, M>};
 }
 
 // P tiles x V vectors of output channels in registers; long sums in parts, as in multiply_pixels. `next` weights are
@@ -231,7 +231,7 @@ template <class T, int V> using TilesBy = TilesTable<T, V, 1, 2, 3, 4, 5, 6>;
 template <class T, int V> using TilesBy = TilesTable<T, V, 1, 2, 3, 4>;
 #endif
 
-template <class T> void winograd_product(const WinogradProduct<T>& a) {
+template <class T> void winograd_product(const WinogradProduct<T, T>& a) {
   constexpr int L = kLanes<T>;
   const Index groups = (a.tiles + DBLR_PIXELS - 1) / DBLR_PIXELS, least = a.tiles / groups, rest = a.tiles % groups;
   for (Index position = 0; position < a.positions; position++) {

@@ -15,6 +15,11 @@ struct Half {
   std::uint16_t bits;
 };
 
+// The upper half of a float, in which `bf16` keeps maps and multiplies.
+struct Bf16 {
+  std::uint16_t bits;
+};
+
 // n pictures of h x w pixels with c channels; strides in elements. With a ring only so many rows are kept at a time:
 // row y lies where row y mod ring would.
 template <class T> struct Map {
@@ -68,21 +73,22 @@ template <class T> struct Product {
 // Blocks of tiles side by side; transformed tiles lie [position][tile][channel], positions `position` apart.
 constexpr int kMostRows = 8;
 
-// S: the type in which the map is kept.
-template <class T, class S> struct WinogradInput {
+// V: the type in which products are made; S: that in which the map is kept.
+template <class V, class S> struct WinogradInput {
   const S* rows[kMostRows];  // first pixel of the first tile's rows; tiles are m pixels apart
   Index pixel;
   Index tiles, channels;     // channels: whole vectors
-  T* out;
+  V* out;
   Index position;
 };
 
-// out[position][tile][oc] = sum over ic of in[position][tile][ic] * weights[position][block][ic][oc of the block]
-template <class T> struct WinogradProduct {
-  const T* in;
+// out[position][tile][oc] = sum over ic of in[position][tile][ic] * weights[position][block][ic][oc of the block]; where
+// products are made in pairs (Bf16) the weights lie [ic / 2][oc][ic % 2].
+template <class T, class V> struct WinogradProduct {
+  const V* in;
   Index in_position;
   Index positions, tiles, depth;
-  const T* weights;
+  const V* weights;
   Index block, weights_position;  // from one block of output channels, and one position, to the next
   Index channels;            // whole vectors
   T* out;
@@ -162,10 +168,19 @@ template <class T> struct Kernels {
   void (*normalise)(const Normalise<T>&);
   Winograd<T, T> winograd4, winograd6;  // F(4 x 4) and F(6 x 6)
   Winograd<T, Half> winograd6_half;     // of float alone
-  void (*winograd_product)(const WinogradProduct<T>&);
+  void (*winograd_product)(const WinogradProduct<T, T>&);
   // F(4 x 4)'s transform of a gradient to the output: m rows of m pixels a tile, to m + 2 squared positions.
   void (*winograd_dz)(const WinogradInput<T, T>&);
   void (*winograd_gradient)(const WinogradGradient<T>&);
+};
+
+// F(4 x 4) with products in bf16 and sums in float.
+struct Bf16Kernels {
+  int lanes;
+  void (*input)(const WinogradInput<Bf16, Bf16>&);
+  void (*input_of_float)(const WinogradInput<Bf16, float>&);
+  void (*product)(const WinogradProduct<float, Bf16>&);
+  void (*output)(const WinogradOutput<float, Bf16>&);
 };
 
 struct Table {
@@ -177,5 +192,7 @@ const Table* table_portable();
 const Table* table_avx2();
 const Table* table_avx512();
 const Table* table_avx512_model();
+const Bf16Kernels* bf16_avx512();
+const Bf16Kernels* bf16_avx512_model();
 
 }  // namespace dblr

@@ -11,12 +11,21 @@
 namespace dblr {
 
 Network::Network(int threads, const Shape& shape, const ConvPair<float>& stem, const std::vector<Layer>& body,
-                 const ConvPair<float>& tail, const float* w3, float b3, bool tail_skip, int tile, bool half)
-    : shape_(shape), kernels_(kernels_of<float>(table())), tile_(tile), b3_(b3), tail_skip_(tail_skip), half_(half) {
+                 const ConvPair<float>& tail, const float* w3, float b3, bool tail_skip, Level level)
+    : shape_(shape), kernels_(kernels_of<float>(table())), level_(level), b3_(b3), tail_skip_(tail_skip) {
+  if (level == Level::bf16 && !bf16_kernels()) throw std::invalid_argument("This CPU makes no products in bf16.");
+  const auto suits = [&](Index out, Index in) { return winograd_tile<float>(kernels_, forward_filter<float>(nullptr, out, in)); };
+  if (!suits(shape.width, shape.middle) || !suits(shape.width, shape.width) || !suits(shape.tail, shape.width) ||
+      !suits(shape.tail, shape.tail)) {
+    if (level == Level::half) level_ = Level::fast;
+    if (level == Level::bf16) level_ = Level::exact;
+  }
+  tile_ = level_ == Level::fast || level_ == Level::half ? 6 : 4;
   const Run<float> run(threads, kernels_);
   const auto pack = [&](std::vector<Weights<float>>& to, const float* w, const float* b, Index out, Index in) {
     const Filter<float> f = forward_filter(w, out, in);
-    to.emplace_back(run, f, b, nullptr, winograd_tile(kernels_, f, tile));
+    const int tile = winograd_tile(kernels_, f, tile_);
+    to.emplace_back(run, f, b, nullptr, tile, tile && level_ == Level::bf16);
   };
   pack(stem_, stem.w1, stem.b1, shape.middle, shape.frames);
   pack(stem_, stem.w2, stem.b2, shape.width, shape.middle);
@@ -24,8 +33,6 @@ Network::Network(int threads, const Shape& shape, const ConvPair<float>& stem, c
   pack(tail_, tail.w1, tail.b1, shape.tail, shape.width);
   pack(tail_, tail.w2, tail.b2, shape.tail, shape.tail);
   tail_.emplace_back(run, tap_filter(w3, shape.tail));
-  if (!stem_[1].tile || !tail_[0].tile || !tail_[1].tile) half_ = false;
-  for (const Weights<float>& weights : body_) half_ = half_ && weights.tile;
 }
 
 template <class S> struct Network::Maps {
@@ -65,13 +72,18 @@ template <class S> struct Network::Maps {
 std::size_t Network::workspace_bytes(Index h, Index w, const Rect& valid) const {
   float base;  // only distances from it count
   const Strips strips(tile_);
-  return half_ ? Maps<Half>(*this, strips, h, w, valid, &base).used : Maps<float>(*this, strips, h, w, valid, &base).used;
+  if (level_ == Level::half) return Maps<Half>(*this, strips, h, w, valid, &base).used;
+  if (level_ == Level::bf16) return Maps<Bf16>(*this, strips, h, w, valid, &base).used;
+  return Maps<float>(*this, strips, h, w, valid, &base).used;
 }
 
 std::size_t Network::thread_bytes(Index, Index, const Rect&) const { return tail_scratch(kernels_, tail()); }
 
 void Network::run(int threads, Map<const float> x, const Rect& valid, float* workspace, Map<float> y) const {
-  half_ ? run_with<Half>(threads, x, valid, workspace, y) : run_with<float>(threads, x, valid, workspace, y);
+  const auto run = level_ == Level::half   ? &Network::run_with<Half>
+                   : level_ == Level::bf16 ? &Network::run_with<Bf16>
+                                           : &Network::run_with<float>;
+  (this->*run)(threads, x, valid, workspace, y);
 }
 
 template <class S>

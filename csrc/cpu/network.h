@@ -17,10 +17,12 @@ class Network {
   struct Layer {
     const float *weight, *bias;
   };
-  // tile: the side of Winograd's tiles, 4 or 6. half: maps between layers are kept in 16 bits; it takes tiles of 6,
-  // and is given up where some width does not suit Winograd.
+  // exact: tiles of 4 outputs a side; fast: of 6; half: of 6 and maps between layers in 16 bits; bf16: of 4, maps and
+  // products in bf16. The last two turn into fast and exact where some width does not suit Winograd. Throws
+  // std::invalid_argument for bf16 on a CPU that makes no such products.
+  enum class Level { exact, fast, half, bf16 };
   Network(int threads, const Shape& shape, const ConvPair<float>& stem, const std::vector<Layer>& body,
-          const ConvPair<float>& tail, const float* w3, float b3, bool tail_skip, int tile, bool half);
+          const ConvPair<float>& tail, const float* w3, float b3, bool tail_skip, Level level);
 
   // What run needs as workspace to give `valid` of an h x w picture, and what each thread takes beside it.
   std::size_t workspace_bytes(Index h, Index w, const Rect& valid) const;
@@ -45,10 +47,11 @@ class Network {
 
   Shape shape_;
   const Kernels<float>& kernels_;
+  Level level_;
   int tile_;
   std::vector<Weights<float>> stem_, body_, tail_;
   float b3_;
-  bool tail_skip_, half_;
+  bool tail_skip_;
 };
 
 }  // namespace dblr

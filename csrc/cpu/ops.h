@@ -64,8 +64,10 @@ void reconstruct(const Run<T>& run, Map<const T> x, const Tail<T>& tail, const R
 template <class T>
 void tail_products(const Run<T>& run, Map<const T> h1, const Tail<T>& tail, const Rect& region, Map<T> h2,
                    Map<T> taps);
-// With h1 in 16 bits, where the weights are Winograd's with tiles of 6.
+// With h1 in 16 bits: where the weights are Winograd's with tiles of 6, or in bf16.
 void tail_products(const Run<float>& run, Map<const Half> h1, const Tail<float>& tail, const Rect& region,
+                   Map<float> taps);
+void tail_products(const Run<float>& run, Map<const Bf16> h1, const Tail<float>& tail, const Rect& region,
                    Map<float> taps);
 template <class T> void add_taps(const Run<T>& run, Map<const T> taps, T bias, const Rect& region, Map<T> y);
 // Bytes that each thread takes for them beside the maps.

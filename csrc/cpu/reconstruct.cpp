@@ -54,13 +54,13 @@ template <class T> TailScratch scratch_of(const Kernels<T>& kernels, const Weigh
   return {(kTailRows + 2) * (kTailCols + 2) * second.in, pixels * second.channels(0), pixels * kTaps};
 }
 
-template <class T, class In>
+template <class T, class In, class V>
 void products_by_winograd(const Run<T>& run, const typename FromMap<T, In>::type& h1, Index pictures, const Rect& readable,
                           const Tail<T>& tail, const Rect& region, Map<T> h2, Map<T> taps) {
   const Weights<T>& second = *tail.second;
   const TailScratch size = scratch_of(run.kernels, second);
   const WinogradTiling tiling(region, second.tile, run.threads);
-  const WinogradBlocks<T, In> blocks(run.kernels, second);
+  const WinogradBlocks<T, In, V> blocks(run.kernels, second);
   parallel(run.threads, pictures * tiling.tasks(), tail_scratch(run.kernels, tail), [&](Index task, char* memory) {
     T *const scratch = reinterpret_cast<T*>(memory), *const kept = scratch + size.own, *const sums = kept + size.block;
     const WinogradTiling::Block b = tiling.block(task);
@@ -145,12 +145,17 @@ template <class T>
 void tail_products(const Run<T>& run, Map<const T> h1, const Tail<T>& tail, const Rect& region, Map<T> h2,
                    Map<T> taps) {
   if (!tail.second->tile) return products_directly(run, h1, tail, region, h2, taps);
-  products_by_winograd<T, T>(run, copy_of(h1), h1.n, grow(region, 1, h1.h, h1.w), tail, region, h2, taps);
+  products_by_winograd<T, T, T>(run, copy_of(h1), h1.n, grow(region, 1, h1.h, h1.w), tail, region, h2, taps);
 }
 
 void tail_products(const Run<float>& run, Map<const Half> h1, const Tail<float>& tail, const Rect& region,
                    Map<float> taps) {
-  products_by_winograd<float, Half>(run, h1, h1.n, grow(region, 1, h1.h, h1.w), tail, region, {}, taps);
+  products_by_winograd<float, Half, float>(run, h1, h1.n, grow(region, 1, h1.h, h1.w), tail, region, {}, taps);
+}
+
+void tail_products(const Run<float>& run, Map<const Bf16> h1, const Tail<float>& tail, const Rect& region,
+                   Map<float> taps) {
+  products_by_winograd<float, Bf16, Bf16>(run, h1, h1.n, grow(region, 1, h1.h, h1.w), tail, region, {}, taps);
 }
 
 template <class T>

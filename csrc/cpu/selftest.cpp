@@ -156,7 +156,7 @@ template <class T> std::vector<T> ends(int threads, Index n, Index h, Index w) {
   return m.results();
 }
 
-std::vector<float> network(int threads, Index h, Index w, int tile, bool half) {
+std::vector<float> network(int threads, Index h, Index w, Network::Level level) {
   const Index frames = 5, middle = 6, width = 16, tail = 32;
   Memory<float> m;
   const ConvPair<float> head = {m.random(middle * frames * 9, 0.3), m.random(middle), m.random(width * middle * 9, 0.3),
@@ -165,7 +165,7 @@ std::vector<float> network(int threads, Index h, Index w, int tile, bool half) {
   for (int i = 0; i < 4; i++) body.push_back({m.random(width * width * 9, 0.2), m.random(width)});
   const ConvPair<float> end = {m.random(tail * width * 9, 0.2), m.random(tail), m.random(tail * tail * 9, 0.2),
                                m.random(tail), width, tail, tail};
-  const Network net(threads, {frames, middle, width, tail}, head, body, end, m.random(tail * 9), 0.5f, true, tile, half);
+  const Network net(threads, {frames, middle, width, tail}, head, body, end, m.random(tail * 9), 0.5f, true, level);
   const Map<float> x = m.map(1, frames, h, w, true), y = m.map(1, 1, h, w, false), part = m.map(1, 1, h, w, false);
   const auto run = [&](const Rect& valid, const Map<float>& to) {
     std::vector<float> workspace(net.workspace_bytes(h, w, valid) / sizeof(float), NAN);
@@ -177,7 +177,7 @@ std::vector<float> network(int threads, Index h, Index w, int tile, bool half) {
     for (Index i = r.y0; i < r.y1; i++) {
       for (Index j = r.x0; j < r.x1; j++) {
         const float off = std::abs(part.data[i * w + j] - y.data[i * w + j]);
-        if (!(off < (half ? 0.1f : 1e-3f))) return expect(false, "network on a part, off by " + std::to_string(off)), m.results();
+        if (!(off < (level == Network::Level::half ? 0.1f : level == Network::Level::bf16 ? 1.0f : 1e-3f))) return expect(false, "network on a part, off by " + std::to_string(off)), m.results();
       }
     }
   }
@@ -199,9 +199,9 @@ template <class T> void all(const std::string& name, int threads, Index n, Index
   std::vector<Op> ops = {[&] { return normed_ops<T>(threads, n, h, w, 5, 19, false); },
                          [&] { return normed_ops<T>(threads, n, h, w, 16, 33, true); },
                          [&] { return ends<T>(threads, n, h, w); }};
-  for (const auto& [tile, half] : {std::pair<int, bool>{4, false}, {6, false}, {6, true}}) {
-    if (sizeof(T) == 4) ops.push_back([&, tile = tile, half = half] {
-      const std::vector<float> r = network(threads, h, w, tile, half);
+  for (const auto level : {Network::Level::exact, Network::Level::fast, Network::Level::half}) {
+    if (sizeof(T) == 4) ops.push_back([&, level] {
+      const std::vector<float> r = network(threads, h, w, level);
       return std::vector<T>(r.begin(), r.end());
     });
   }
@@ -213,6 +213,7 @@ template <class T> void all(const std::string& name, int threads, Index n, Index
     // A value near zero may fall on either side of a ReLU; anything worse is not a number or far away.
     expect(off < 0.05, name + " op " + std::to_string(i) + " off by " + std::to_string(off));
   }
+  if (bf16_kernels()) network(threads, h, w, Network::Level::bf16);  // for the sanitizers, and a part against the whole
   for (Index channels : {1, 5, 16, 33, 67}) plain_convolution<T>(threads, n, h, w, channels, 68 - channels, 0);
   for (int tile : {4, 6}) {
     for (Index channels : {16, 32, 160}) plain_convolution<T>(threads, n, h, w, channels, 176 - channels, tile);

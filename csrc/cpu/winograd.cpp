@@ -39,12 +39,34 @@ template <int M> KernelTransform transform_at_points() {
   return t;
 }
 
+template <class V> V rounded(double x) {
+  if constexpr (std::is_same<V, Bf16>::value) {
+    const float value = static_cast<float>(x);
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    const std::uint32_t nearest = value == value ? bits + 0x7fff + (bits >> 16 & 1) : bits | 0x400000;
+    return {static_cast<std::uint16_t>(nearest >> 16)};
+  } else {
+    return static_cast<V>(x);
+  }
+}
+
 // The transforms of a tile's side for maps of a type.
 template <class S, class T> const Winograd<T, S>& transforms(const Kernels<T>& k, Index tile) {
   if constexpr (std::is_same<S, T>::value) {
     return tile == 4 ? k.winograd4 : k.winograd6;
   } else {
     return k.winograd6_half;
+  }
+}
+
+template <class V, class In, class T> auto input_transform(const Kernels<T>& k, Index tile) {
+  if constexpr (std::is_same<V, T>::value) {
+    return transforms<In>(k, tile).input;
+  } else if constexpr (std::is_same<In, T>::value) {
+    return bf16_kernels()->input_of_float;
+  } else {
+    return bf16_kernels()->input;
   }
 }
 
@@ -83,9 +105,10 @@ template <class T> int winograd_tile(const Kernels<T>& k, const Filter<T>& f, in
   return std::is_same<T, float>::value && whole && f.kernel == 3 && f.in >= 16 && f.out >= 16 ? wanted : 0;
 }
 
-template <class T>
+template <class T, class V>
 void winograd_pack(const Filter<T>& f, const double* scale, int tile, Index first, Index channels, Index stride,
-                   Index position, T* to) {
+                   Index position, V* to) {
+  constexpr Index kTogether = std::is_same<V, Bf16>::value ? 2 : 1;
   const KernelTransform t = kernel_transform(tile);
   for (Index i = 0; i < f.in; i++) {
     double half[kMostRows][3][kMostChannels] = {};  // G g, for all channels side by side
@@ -102,8 +125,10 @@ void winograd_pack(const Filter<T>& f, const double* scale, int tile, Index firs
       const double(*const h)[kMostChannels] = half[y];
       for (int x = 0; x < t.size; x++) {
         const double *const g = t.g[x];
-        T* const u = to + (y * t.size + x) * position + i * stride;
-        for (Index c = 0; c < channels; c++) u[c] = static_cast<T>(h[0][c] * g[0] + h[1][c] * g[1] + h[2][c] * g[2]);
+        V* const u = to + (y * t.size + x) * position + i / kTogether * kTogether * stride + i % kTogether;
+        for (Index c = 0; c < channels; c++) {
+          u[c * kTogether] = rounded<V>(h[0][c] * g[0] + h[1][c] * g[1] + h[2][c] * g[2]);
+        }
       }
     }
   }
@@ -129,13 +154,13 @@ Tile WinogradTiling::part(const Block& b, const Rect& region) const {
   return t;
 }
 
-template <class T, class In>
-void TileLoader<T, In>::load(const From& source, const WinogradTiling::Block& b, const Rect& readable, In* rows,
-                             T* out) const {
+template <class T, class In, class V>
+void TileLoader<T, In, V>::load(const From& source, const WinogradTiling::Block& b, const Rect& readable, In* rows,
+                                V* out) const {
   const Map<const In>& a = map_of(source);
   const Index side = tile + 2 * halo, y0 = b.row * tile - halo;
   const bool plain = as_it_is(source) && y0 >= readable.y0 && y0 + side <= readable.y1;
-  WinogradInput<T, In> in = {};
+  WinogradInput<V, In> in = {};
   in.channels = channels;
   in.position = position;
   for (Index i = 0; i < b.tiles; i += kGather) {
@@ -164,56 +189,68 @@ void TileLoader<T, In>::load(const From& source, const WinogradTiling::Block& b,
   }
 }
 
-template <class T, class In>
-WinogradBlocks<T, In>::WinogradBlocks(const Kernels<T>& kernels, const Weights<T>& w)
-    : kernels_(kernels), weights_(w), loader_{kernels, transforms<In>(kernels, w.tile).input, w.tile, 1, 0, w.in, position<T>(kTiles, w.in)},
+template <class T, class In, class V>
+WinogradBlocks<T, In, V>::WinogradBlocks(const Kernels<T>& kernels, const Weights<T>& w)
+    : kernels_(kernels), weights_(w),
+      loader_{kernels, input_transform<V, In>(kernels, w.tile), w.tile, 1, 0, w.in, position<V>(kTiles, w.in)},
       tile_(w.tile), side_(w.tile + 2), group_(std::max<Index>(kGroup / w.width() * w.width(), w.width())) {
+  const auto elements = [](Index count, std::size_t size) {  // of T, for the scratch of other types; whole cache lines
+    return static_cast<Index>((count * size + 63) / 64 * 64 / sizeof(T));
+  };
   out_position_ = position<T>(kTiles, std::min(group_, w.out));
-  rows_ = loader_.rows();
-  in_ = side_ * side_ * loader_.position;
+  rows_ = elements(loader_.rows(), sizeof(In));
+  in_ = elements(side_ * side_ * loader_.position, sizeof(V));
   out_ = side_ * side_ * out_position_;
 }
 
-template <class T, class In> Index TileLoader<T, In>::rows() const {
+template <class T, class In, class V> Index TileLoader<T, In, V>::rows() const {
   return (tile + 2 * halo) * (kGather * tile + 2 * halo) * channels;
 }
 
-template <class T, class In> Index WinogradBlocks<T, In>::most_tiles() const { return kTiles; }
+template <class T, class In, class V> Index WinogradBlocks<T, In, V>::most_tiles() const { return kTiles; }
 
-template <class T, class In> Index WinogradBlocks<T, In>::channels(Index group) const {
+template <class T, class In, class V> Index WinogradBlocks<T, In, V>::channels(Index group) const {
   return std::min(group_, weights_.out - first_channel(group));
 }
 
-template <class T, class In>
-void WinogradBlocks<T, In>::load(const typename FromMap<T, In>::type& source, const WinogradTiling::Block& b,
-                                 const Rect& readable, T* scratch) const {
-  loader_.load(source, b, readable, reinterpret_cast<In*>(scratch), scratch + rows_);
+template <class T, class In, class V>
+void WinogradBlocks<T, In, V>::load(const typename FromMap<T, In>::type& source, const WinogradTiling::Block& b,
+                                    const Rect& readable, T* scratch) const {
+  loader_.load(source, b, readable, reinterpret_cast<In*>(scratch), reinterpret_cast<V*>(scratch + rows_));
 }
 
-template <class T, class In>
+template <class T, class In, class V>
 template <class Out>
-void WinogradBlocks<T, In>::store(const WinogradOutput<T, Out>& o) const {
-  transforms<Out>(kernels_, tile_).output(o);
+void WinogradBlocks<T, In, V>::store(const WinogradOutput<T, Out>& o) const {
+  if constexpr (std::is_same<Out, Bf16>::value) {
+    bf16_kernels()->output(o);
+  } else {
+    transforms<Out>(kernels_, tile_).output(o);
+  }
 }
 
-template <class T, class In>
+template <class T, class In, class V>
 template <class Out>
-WinogradOutput<T, Out> WinogradBlocks<T, In>::multiply(const WinogradTiling::Block& b, const Rect& region, Index group,
-                                                       T* scratch) const {
+WinogradOutput<T, Out> WinogradBlocks<T, In, V>::multiply(const WinogradTiling::Block& b, const Rect& region,
+                                                          Index group, T* scratch) const {
   const Index first = first_channel(group) / weights_.width();
-  WinogradProduct<T> p = {};
-  p.in = scratch + rows_;
+  WinogradProduct<T, V> p = {};
+  p.in = reinterpret_cast<const V*>(scratch + rows_);
   p.in_position = loader_.position;
   p.positions = side_ * side_;
   p.tiles = b.tiles;
   p.depth = weights_.in;
   p.block = weights_.width() * weights_.in;
   p.weights_position = weights_.blocks * p.block;
-  p.weights = weights_.winograd() + first * p.block;
+  p.weights = weights_.template winograd<V>() + first * p.block;
   p.channels = channels(group);
   p.out = scratch + rows_ + in_;
   p.out_position = out_position_;
-  kernels_.winograd_product(p);
+  if constexpr (std::is_same<V, T>::value) {
+    kernels_.winograd_product(p);
+  } else {
+    bf16_kernels()->product(p);
+  }
 
   WinogradOutput<T, Out> o = {};
   o.in = p.out;
@@ -228,10 +265,13 @@ WinogradOutput<T, Out> WinogradBlocks<T, In>::multiply(const WinogradTiling::Blo
   return o;
 }
 
-template <class T, class In, class Out> void winograd_convolve(const Run<T>& run, const Convolution<T, In, Out>& c) {
+namespace {
+
+template <class V, class T, class In, class Out>
+void convolve_with(const Run<T>& run, const Convolution<T, In, Out>& c) {
   const Weights<T>& w = *c.weights;
   const WinogradTiling tiling(c.region, w.tile, c.moments || c.norm_sums ? 1 : run.threads);
-  const WinogradBlocks<T, In> blocks(run.kernels, w);
+  const WinogradBlocks<T, In, V> blocks(run.kernels, w);
   const Rect readable = grow(c.region, 1, map_of(c.source).h, map_of(c.source).w);
   const Index tasks = c.out.n * tiling.tasks();
   if (c.moments) c.moments->resize(tasks, w.out);
@@ -259,7 +299,7 @@ template <class T, class In, class Out> void winograd_convolve(const Run<T>& run
       const Map<const T> out = constant(c.out);
       if (c.moments) tile_moments(run.kernels, out, t, reinterpret_cast<T*>(memory), *c.moments, task);
       if (c.norm_sums) tile_norm_sums(run.kernels, out, c.norm, t, *c.norm_sums, task);
-    } else {
+    } else if constexpr (std::is_same<Out, Half>::value) {
       for (Index row = t.y; row < t.y + t.rows; row++) {
         if (infinite(pixels(c.out, t.n, row, t.x).data, t.cols * w.out)) c.overflow->store(true);
       }
@@ -267,27 +307,37 @@ template <class T, class In, class Out> void winograd_convolve(const Run<T>& run
   });
 }
 
+}  // namespace
+
+template <class T, class In, class Out> void winograd_convolve(const Run<T>& run, const Convolution<T, In, Out>& c) {
+  if constexpr (std::is_same<Out, Bf16>::value) {
+    convolve_with<Bf16>(run, c);
+  } else {
+    convolve_with<T>(run, c);
+  }
+}
+
 #define INSTANTIATE(T)                                                                                              \
   template int winograd_tile(const Kernels<T>&, const Filter<T>&, int);                                             \
-  template void winograd_pack(const Filter<T>&, const double*, int, Index, Index, Index, Index, T*);
-#define INSTANTIATE_MAPS(T, In, Out)                                                                                \
-  template WinogradOutput<T, Out> WinogradBlocks<T, In>::multiply(const WinogradTiling::Block&, const Rect&, Index, \
-                                                                  T*) const;                                        \
-  template void WinogradBlocks<T, In>::store(const WinogradOutput<T, Out>&) const;                                  \
-  template void winograd_convolve(const Run<T>&, const Convolution<T, In, Out>&);
+  template void winograd_pack(const Filter<T>&, const double*, int, Index, Index, Index, Index, T*);                \
+  template void winograd_pack(const Filter<T>&, const double*, int, Index, Index, Index, Index, Bf16*);             \
+  template struct TileLoader<T, T>;                                                                                 \
+  template void winograd_convolve(const Run<T>&, const Convolution<T>&);
 INSTANTIATE(float)
 INSTANTIATE(double)
-template struct TileLoader<float, float>;
-template struct TileLoader<double, double>;
-template class WinogradBlocks<float, float>;
-template class WinogradBlocks<double, double>;
-template class WinogradBlocks<float, Half>;
-INSTANTIATE_MAPS(float, float, float)
-INSTANTIATE_MAPS(double, double, double)
-INSTANTIATE_MAPS(float, float, Half)
-INSTANTIATE_MAPS(float, Half, Half)
-template WinogradOutput<float, float> WinogradBlocks<float, Half>::multiply(const WinogradTiling::Block&, const Rect&,
-                                                                            Index, float*) const;
-template void WinogradBlocks<float, Half>::store(const WinogradOutput<float, float>&) const;
+template void winograd_convolve(const Run<float>&, const Convolution<float, float, Half>&);
+template void winograd_convolve(const Run<float>&, const Convolution<float, Half, Half>&);
+template void winograd_convolve(const Run<float>&, const Convolution<float, float, Bf16>&);
+template void winograd_convolve(const Run<float>&, const Convolution<float, Bf16, Bf16>&);
+// What reconstruct.cpp takes beside.
+#define INSTANTIATE_BLOCKS(T, In, V)                                                                                \
+  template class WinogradBlocks<T, In, V>;                                                                          \
+  template WinogradOutput<T, T> WinogradBlocks<T, In, V>::multiply(const WinogradTiling::Block&, const Rect&,       \
+                                                                   Index, T*) const;                                \
+  template void WinogradBlocks<T, In, V>::store(const WinogradOutput<T, T>&) const;
+INSTANTIATE_BLOCKS(float, float, float)
+INSTANTIATE_BLOCKS(double, double, double)
+INSTANTIATE_BLOCKS(float, Half, float)
+INSTANTIATE_BLOCKS(float, Bf16, Bf16)
 
 }  // namespace dblr

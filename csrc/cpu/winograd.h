@@ -10,12 +10,13 @@ namespace dblr {
 // The side of the tiles with which a convolution goes, `wanted` or 0: few channels are faster without, and float64 is there for accuracy.
 template <class T> int winograd_tile(const Kernels<T>& k, const Filter<T>& f, int wanted = 4);
 
-// Transforms the weights of `channels` output channels from `first` on: to[position][ic][stride], positions as far
-// apart as `position` says.
-template <class T>
+// Transforms the weights of `channels` output channels from `first` on: to[position][ic][stride], or in bf16
+// [position][ic / 2][stride][ic % 2]; positions as far apart as `position` says.
+template <class T, class V>
 void winograd_pack(const Filter<T>& f, const double* scale, int tile, Index first, Index channels, Index stride,
-                   Index position, T* to);
+                   Index position, V* to);
 
+// By the weights' own tiles and type of products.
 template <class T, class In, class Out> void winograd_convolve(const Run<T>& run, const Convolution<T, In, Out>& c);
 
 // Tiles of a region: rows of blocks, blocks of at most `most` tiles side by side.
@@ -43,22 +44,23 @@ KernelTransform kernel_transform(int tile);
 
 // Elements from one position to the next of a block: a cache line more than it takes, for all positions of a power
 // of two would fall into the same sets.
-template <class T> Index position(Index tiles, Index channels) { return tiles * channels + 64 / sizeof(T); }
+template <class V> Index position(Index tiles, Index channels) { return tiles * channels + 64 / sizeof(V); }
 
 // Gathers and transforms `channels` channels from `first` on of a block's tiles.
-template <class T, class In> struct TileLoader {
+template <class T, class In, class V = T> struct TileLoader {
   const Kernels<T>& kernels;
-  void (*transform)(const WinogradInput<T, In>&);
+  void (*transform)(const WinogradInput<V, In>&);
   Index tile, halo;
   Index first, channels, position;
   // Pixels outside `readable` are taken as zero. rows: scratch for as many elements as rows() says.
   using From = typename FromMap<T, In>::type;
-  void load(const From& source, const WinogradTiling::Block& b, const Rect& readable, In* rows, T* out) const;
+  void load(const From& source, const WinogradTiling::Block& b, const Rect& readable, In* rows, V* out) const;
   Index rows() const;
 };
 
 // The pieces, for ops that go on with a block's output.
-template <class T, class In> class WinogradBlocks {
+// V: the type in which products are made; Bf16 goes with maps in Bf16, or in float to begin with.
+template <class T, class In, class V = T> class WinogradBlocks {
  public:
   WinogradBlocks(const Kernels<T>& kernels, const Weights<T>& weights);
   Index most_tiles() const;
@@ -78,7 +80,7 @@ template <class T, class In> class WinogradBlocks {
  private:
   const Kernels<T>& kernels_;
   const Weights<T>& weights_;
-  TileLoader<T, In> loader_;
+  TileLoader<T, In, V> loader_;
   Index tile_, side_, group_, out_position_, rows_, in_, out_;
 };
 

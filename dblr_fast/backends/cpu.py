@@ -18,8 +18,6 @@ from .protocol import FoldedNetwork
 
 MISSING = ("dblr_fast was built without its CPU kernels ({}); install it again with `pip install .`, or take "
            "the torch backend")
-# Outputs a side of the tiles that Winograd's transforms take, by precision of the network; ops always take 4.
-WINOGRAD_TILE = {"exact": 4, "fast": 6, "half": 6}
 
 
 def _load():
@@ -148,8 +146,8 @@ class CpuBackend:
         return None
 
     def precisions(self, device=None):
-        return {"exact": None, "fast": None, "half": None,
-                "bf16": "the CPU kernels make no products in bf16; take half, which is more exact, or fast"}
+        none = "this CPU makes no products in bf16 (AVX512-BF16); take half, which is more exact, or fast"
+        return {"exact": None, "fast": None, "half": None, "bf16": None if self._cpu.has_bf16() else none}
 
     def stem(self, x, w1, b1, w2, b2):
         call = _Call(x)
@@ -268,8 +266,7 @@ class CpuNetwork:
         self._network = cpu.Network(
             torch.get_num_threads(), call.arrays(planar1, bias1, planar2, b2),
             [tuple(call.arrays(*pair)) for pair in folded.body], call.arrays(*folded.tail[:4]),
-            *call.arrays(*folded.tail[4:]), folded.tail_skip, WINOGRAD_TILE[precision],
-            precision == "half")
+            *call.arrays(*folded.tail[4:]), folded.tail_skip, precision)
         self._spare: list[Tensor] = []  # workspaces not in use; as many as there were calls at a time
 
     def workspace_bytes(self, height, width):

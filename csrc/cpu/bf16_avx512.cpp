@@ -1,0 +1,18 @@
+// Products in bf16, for CPUs with AVX512-BF16. Kept apart from kernels_avx512.cpp: CPUs without it run that one.
+#define DBLR_BYTES 64
+#define DBLR_NATIVE 64
+#define DBLR_PIXELS 12
+#include "kernels.h"
+
+#include "vec.h"
+
+#include "half.h"
+#include "k_multiply.h"
+#include "k_winograd.h"
+#include "k_bf16.h"
+
+namespace dblr {
+
+const Bf16Kernels* bf16_avx512() { return &kBf16Kernels; }
+
+}  // namespace dblr

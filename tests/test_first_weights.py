@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from tolerance import assert_close_as_eager
 
 cv2 = pytest.importorskip("cv2", reason="training needs OpenCV: pip install opencv-python-headless")
 
@@ -122,7 +123,8 @@ def test_training_starts_from_the_identity():
     for depth in (0, 1, 2):
         model, x = started(depth)
         for part in (depth, ALL):
-            assert torch.equal(restore(model, x, part), x[:, 2:3])
+            centre = x[:, 2:3]  # exact but for the rounding of Winograd's transforms, in L2 and the tail
+            assert_close_as_eager("identity", restore(model, x, part).detach(), centre, centre.double(), winograd=3)
 
 
 @pytest.mark.parametrize("tail_skip", [True, False])

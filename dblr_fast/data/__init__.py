@@ -1,10 +1,18 @@
-"""Training data: reading sharp footage as luma, and synthesising motion blur from it.
+"""Training data: published sets of blurred and sharp pairs, and motion blur synthesised from any sharp footage.
 
-Needs OpenCV, and PyAV for video files (`pip install "dblr_fast[train]"`); both are imported on first use, so
-that importing this package needs neither.
+`training_set(config, frames, seed)` gives endless numbered samples, `batches` prepares them in worker processes,
+`validation_set(config, frames)` gives fixed windows with their colours, `dump` shows samples as pictures.
+OpenCV and PyAV are imported on first use, so that importing this package needs neither.
 """
 
 _HOME = {
+    "BlurConfig": "config",
+    "DataConfig": "config",
+    "batches": "loading",
+    "dump": "sheets",
+    "dump_batch": "sheets",
+    "training_set": "training",
+    "validation_set": "validation",
     "BlurSettings": "blur",
     "synthesize_window": "blur",
     "window_rng": "blur",

@@ -7,14 +7,16 @@ between true neighbouring frames the scene is interpolated along optical flow. T
 JPEG coding. One seed gives one window, whatever was made before it.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-RESPONSES = ("gamma", "srgb", "linear", "s_curve")
-_SPLINE_STEP = 0.5
-_LUT = 4096
+from .camera import _apply, _homographies, _motion, _path_length
+from .response import RESPONSES, _response_tables, _through
+from .scene import Moving, Still
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,9 @@ class BlurSettings:
     noise: largest standard deviation of the noise, in luma units; half of the blurred windows have any.
     jpeg_share, jpeg_quality: how often a blurred window passes through JPEG, and at which qualities.
     responses: camera response curves to draw from; light is averaged before the response.
+    oversample: how finely short blur is sampled: 1 interpolates each instant by cubic convolution, 2 enlarges the
+        light twice and then interpolates linearly, which costs a fourth.
+    step: pixels that objects may move before the scene is interpolated anew; 0 does so for every instant.
     """
 
     frames: int = 5
@@ -47,6 +52,8 @@ class BlurSettings:
     jpeg_share: float = 0.15
     jpeg_quality: tuple = (60, 95)
     responses: tuple = RESPONSES
+    oversample: int = 1
+    step: float = 0.0
 
     def __post_init__(self):
         if self.frames < 1 or self.frames % 2 == 0:
@@ -54,6 +61,8 @@ class BlurSettings:
         if not 0 <= self.length[0] <= self.length[1]:
             raise ValueError("length must be (shortest, longest) with 0 <= shortest <= longest, "
                              f"got {self.length}")
+        if self.oversample not in (1, 2):
+            raise ValueError(f"oversample must be 1 or 2, got {self.oversample}")
         unknown = set(self.responses) - set(RESPONSES)
         if unknown or not self.responses:
             raise ValueError(f"responses must be among {', '.join(RESPONSES)}, got {self.responses}")
@@ -64,113 +73,35 @@ def window_rng(*key):
     return np.random.default_rng(np.random.SeedSequence(list(key)))
 
 
-def _response_tables(kind, rng):
-    """(to_linear, to_luma): two tables over [0, 1], each other's inverse."""
-    grid = np.linspace(0.0, 1.0, _LUT)
-    if kind == "linear":
-        linear = grid
-    elif kind == "gamma":
-        linear = grid ** rng.uniform(1.8, 2.4)
-    elif kind == "srgb":
-        linear = np.where(grid <= 0.04045, grid / 12.92, ((grid + 0.055) / 1.055) ** 2.4)
-    else:
-        # A film-like S: contrast added around the middle of a gamma curve, still monotonic.
-        gamma = grid ** rng.uniform(1.8, 2.4)
-        amount = rng.uniform(0.2, 0.8)
-        linear = (1 - amount) * gamma + amount * (1 - np.sqrt(1 - grid))
-        linear = linear / linear[-1]
-    inverse = np.interp(grid, linear, grid)
-    return linear, inverse
+class _Array:
+    """Frames in memory as `synthesize_window` reads them; see there for what else it can read."""
+
+    def __init__(self, frames):
+        self.frames, self.shape = frames, frames.shape
+
+    def cut(self, numbers, rows, columns):
+        return [self.frames[number, rows, columns] for number in numbers]
 
 
-def _through(table, x):
-    """Look x (any shape, clipped to [0, 1]) up in a table, linearly between its entries."""
-    position = np.clip(x, 0.0, 1.0) * np.float32(_LUT - 1)
-    low = np.minimum(position.astype(np.int32), _LUT - 2)
-    table = table.astype(np.float32)
-    start = table[low]
-    return start + (position - low) * (table[low + 1] - start)
+def _grey(picture):
+    """uint8 luma of a picture, to find optical flow by."""
+    if picture.dtype != np.uint8:
+        picture = np.clip(picture * 255, 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(picture) if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
 
 
-def _motion(rng, span):
-    """A smooth random path p(t) -> (len(t), 6): tx, ty, rotation, zoom and two perspectives, p(0) = 0.
-
-    One drift for the whole window plus a few oscillations of hand-shake, weighted at random, so that some
-    windows pan, some turn and some tremble. Units are pixels at a distance of 100 pixels from the axis.
-    """
-    weight = np.array([1.0, 1.0, 0.6, 0.35, 0.12, 0.12]) * rng.exponential(1.0, 6)
-    drift = rng.normal(size=6) * weight * rng.uniform(0.2, 1.0)
-    waves = 3
-    frequency = rng.uniform(0.3, 3.5, (waves, 1))
-    phase = rng.uniform(0, 2 * np.pi, (waves, 6))
-    strength = rng.normal(size=(waves, 6)) * weight * rng.uniform(0.1, 0.7) / frequency
-
-    def path(t):
-        t = np.asarray(t)[:, None, None]
-        swing = np.sin(frequency * t + phase) - np.sin(phase)
-        return drift * t[:, 0] + (swing * strength).sum(1)
-
-    return path
+def _light(picture, table):
+    """A picture's light: bytes are looked up, in float32; floats interpolated in the table, in float64, for which
+    OpenCV warps more exactly and at twice the cost."""
+    if picture.dtype == np.uint8:
+        return cv2.LUT(np.ascontiguousarray(picture), _through(table, np.arange(256) / 255))
+    return _through(table, picture).astype(np.float64)
 
 
-def _homographies(p, axis):
-    """Parameters (n, 6) -> homographies (n, 3, 3) about the point `axis` (x, y)."""
-    tx, ty, turn, zoom, gx, gy = p.T
-    turn, scale = turn / 100, np.exp(np.clip(zoom / 100, -0.5, 0.5))
-    n = len(p)
-    h = np.zeros((n, 3, 3))
-    h[:, 0, 0] = h[:, 1, 1] = scale * np.cos(turn)
-    h[:, 0, 1] = -scale * np.sin(turn)
-    h[:, 1, 0] = scale * np.sin(turn)
-    h[:, 0, 2], h[:, 1, 2], h[:, 2, 2] = tx, ty, 1
-    h[:, 2, 0] = np.clip(gx / 1e4, -6e-4, 6e-4)
-    h[:, 2, 1] = np.clip(gy / 1e4, -6e-4, 6e-4)
-    to, back = np.eye(3), np.eye(3)
-    to[:2, 2], back[:2, 2] = axis, [-a for a in axis]
-    return to @ h @ back
-
-
-def _apply(h, points):
-    """Homographies (n, 3, 3) on points (m, 2) -> (n, m, 2)."""
-    q = np.concatenate([points, np.ones((len(points), 1))], 1) @ h.transpose(0, 2, 1)
-    return q[..., :2] / q[..., 2:]
-
-
-def _path_length(path, axis, scale, exposure, points):
-    """Mean length of the points' paths during the centre exposure when the motion is scaled by `scale`."""
-    moved = _apply(_homographies(path(np.linspace(-exposure / 2, exposure / 2, 17)) * scale, axis), points)
-    return np.linalg.norm(np.diff(moved, axis=0), axis=2).sum(0).mean()
-
-
-class _Scene:
-    """The scene's light at any instant: frames around the centre, interpolated along optical flow."""
-
-    def __init__(self, luma, light, centre, speed):
-        self.light, self.centre, self.speed = light, centre, speed
-        self.still = speed == 0 or len(light) < 3
-        if self.still:
-            return
-        picture = [np.clip(frame * 255, 0, 255).astype(np.uint8) for frame in luma]
-        dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
-        self.flow = [dis.calc(a, b, None) for a, b in zip(picture[:-1], picture[1:])]
-        rows, columns = np.mgrid[0:luma[0].shape[0], 0:luma[0].shape[1]].astype(np.float32)
-        self.grid = np.stack([columns, rows], -1)
-
-    def at(self, t):
-        """The light at time t, in frames from the window's centre."""
-        if self.still:
-            return self.light[self.centre]
-        position = float(np.clip(self.centre + t * self.speed, 0, len(self.light) - 1))
-        index = min(int(position), len(self.flow) - 1)
-        share = position - index
-        if share < 1e-6:
-            return self.light[index]
-        flow = self.flow[index]
-        before = cv2.remap(self.light[index], self.grid - np.float32(share) * flow, None,
-                           cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        after = cv2.remap(self.light[index + 1], self.grid + np.float32(1 - share) * flow, None,
-                          cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        return before + np.float32(share) * (after - before)
+def _as_float(picture):
+    if picture.dtype == np.uint8:
+        return picture.astype(np.float32) / np.float32(255)
+    return np.clip(picture, 0, 1).astype(np.float32)
 
 
 def _degrade(window, rng, settings):
@@ -183,33 +114,59 @@ def _degrade(window, rng, settings):
         quality = int(rng.integers(settings.jpeg_quality[0], settings.jpeg_quality[1] + 1))
         for i, frame in enumerate(window):
             picture = np.clip(np.rint(frame * 255), 0, 255).astype(np.uint8)
+            if picture.ndim == 3:
+                picture = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
             _, code = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])
-            window[i] = cv2.imdecode(code, cv2.IMREAD_GRAYSCALE).astype(np.float32) / 255
+            picture = cv2.imdecode(code, cv2.IMREAD_UNCHANGED)
+            if picture.ndim == 3:
+                picture = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+            window[i] = picture.astype(np.float32) / 255
     return window
+
+
+def _expose(scene, times, maps, size, enlarged, flags):
+    """The light of one exposure: the mean over its instants. maps: (count, 3, 3) from the window to the scene."""
+    total, seen, sampled = None, None, None
+    if enlarged:
+        maps = np.diag([2.0, 2.0, 1.0]) @ maps
+    for t, h in zip(times, maps):
+        light = scene.at(t)
+        if light is not seen:
+            seen = sampled = light
+            if enlarged:
+                sampled = scene.enlarged(light)
+        picture = cv2.warpPerspective(sampled, h, size[::-1], flags=flags | cv2.WARP_INVERSE_MAP,
+                                      borderMode=cv2.BORDER_REFLECT_101)
+        total = picture if total is None else cv2.add(total, picture, dst=total)
+    return (total / len(times)).astype(np.float32, copy=False)
 
 
 def synthesize_window(frames, rng, settings=BlurSettings(), origin=None):
     """One training window from sharp frames.
 
-    frames: (K, H, W) float32 luma in [0, 1]; the middle one, frames[K // 2], is the window's sharp centre.
-        K = 1 gives a scene that stands still under a moving camera; with neighbours (`settings.frames` + 2
-        is plenty) objects can move too. H and W at least the window's size.
+    frames: (K, H, W) luma or (K, H, W, 3) R, G, B, float32 in [0, 1] or uint8; the middle one, frames[K // 2], is the
+        window's sharp centre. K = 1 gives a scene that stands still under a moving camera; with neighbours
+        (`settings.frames` + 2 is plenty) objects can move too. H and W at least the window's size. Or anything with
+        such a `shape` and a method `cut(numbers, rows, columns)` that gives parts of frames as a sequence: then only
+        what the camera sees is read.
     rng: a numpy Generator (see `window_rng`).
     origin: (row, column) of the window in the picture, random if None.
-    Returns (blurred (settings.frames, h, w), sharp (h, w)), float32 in [0, 1]. `sharp` is the instant in the
-    middle of the centre exposure. Raises ValueError when the frames are too small.
+    Returns (blurred (settings.frames, h, w), sharp (h, w)), each with a last dimension of 3 for colour, float32 in
+    [0, 1]. `sharp` is the instant in the middle of the centre exposure. Raises ValueError when the frames are too
+    small.
     """
-    frames = np.asarray(frames)
+    if not hasattr(frames, "cut"):
+        frames = _Array(np.asarray(frames))
     h, w = settings.size
-    if frames.ndim != 3 or frames.shape[1] < h or frames.shape[2] < w:
-        raise ValueError(f"frames must be (K, H, W) with H >= {h} and W >= {w}, got {frames.shape}: "
+    shape = frames.shape
+    if len(shape) not in (3, 4) or shape[1] < h or shape[2] < w:
+        raise ValueError(f"frames must be (K, H, W) with H >= {h} and W >= {w}, got {shape}: "
                          "give larger frames or ask for a smaller window")
-    height, width = frames.shape[1:]
+    height, width = shape[1:3]
     if origin is None:
         origin = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
     top, left = (int(v) for v in origin)
-    centre = len(frames) // 2
-    sharp = np.clip(frames[centre, top:top + h, left:left + w], 0, 1).astype(np.float32)
+    centre = shape[0] // 2
 
     is_sharp = rng.random() < settings.sharp_share
     shortest, longest = settings.length
@@ -234,31 +191,27 @@ def synthesize_window(frames, rng, settings=BlurSettings(), origin=None):
 
     # Read no more of the picture than the camera sees, so that cost follows the window's size.
     seen = _apply(h_all, corners).reshape(-1, 2)
-    y0, x0 = np.clip(np.floor(seen.min(0)[::-1]).astype(int) - 8, 0, (top, left))
+    y0, x0 = (int(v) for v in np.clip(np.floor(seen.min(0)[::-1]).astype(int) - 8, 0, (top, left)))
     y1 = int(np.clip(np.ceil(seen[:, 1].max()) + 9, top + h, height))
     x1 = int(np.clip(np.ceil(seen[:, 0].max()) + 9, left + w, width))
-    region = int(y0), y1, int(x0), x1
-    moving = len(frames) >= 3 and rng.random() < settings.flow_share
+    moving = shape[0] >= 3 and rng.random() < settings.flow_share
     speed = rng.uniform(*settings.scene_speed) if moving else 0.0
-    used = frames if moving else frames[centre:centre + 1]
     to_light, to_luma = _response_tables(settings.responses[rng.integers(len(settings.responses))], rng)
-    local = [frame[region[0]:region[1], region[2]:region[3]] for frame in used]
-    scene = _Scene(local, [_through(to_light, frame) for frame in local], centre if moving else 0, speed)
+    moving = moving and speed > 0
+    local = list(frames.cut(range(shape[0]) if moving else [centre], slice(y0, y1), slice(x0, x1)))
+    sharp = _as_float(local[centre if moving else 0][top - y0:top - y0 + h, left - x0:left - x0 + w])
+    light = [_light(frame, to_light) for frame in local]
+    scene = Moving([_grey(frame) for frame in local], light, centre, speed, settings.step) if moving else Still(light[0])
 
     shift_in, shift_out = np.eye(3), np.eye(3)
     shift_in[:2, 2] = left, top
-    shift_out[:2, 2] = -region[2], -region[0]
-    maps = shift_out @ h_all @ shift_in
-    kernel = cv2.INTER_CUBIC if length < 10 or is_sharp else cv2.INTER_LINEAR
-    flags = kernel | cv2.WARP_INVERSE_MAP
-    window = np.empty((settings.frames, h, w), np.float32)
-    for i in range(settings.frames):
-        total = np.zeros((h, w), np.float32)
-        for j in range(count):
-            k = i * count + j
-            total += cv2.warpPerspective(scene.at(times[i, j]), maps[k], (w, h), flags=flags,
-                                         borderMode=cv2.BORDER_REFLECT_101)
-        window[i] = _through(to_luma, total / count)
+    shift_out[:2, 2] = -x0, -y0
+    maps = (shift_out @ h_all @ shift_in).reshape(settings.frames, count, 3, 3)
+    fine = length < 10 or is_sharp
+    enlarged = settings.oversample == 2 and fine and count > 1
+    flags = cv2.INTER_CUBIC if fine and not enlarged else cv2.INTER_LINEAR
+    window = np.stack([_through(to_luma, _expose(scene, times[i], maps[i], (h, w), enlarged, flags))
+                       for i in range(settings.frames)])
     if is_sharp:
         window[half] = sharp
         if rng.random() < 0.25:

@@ -1,8 +1,9 @@
-"""The command line: `dblr-fast deblur IN OUT`, `dblr-fast info`.
+"""The command line: `dblr-fast deblur IN OUT`, `train CONFIG`, `export RUN OUT`, `info`.
 
 Exit codes: 0 done; 1 the run failed (a full disk, for instance); 2 the request was refused; 3 done, but the
-source is damaged or cut off and only what could be decoded of it was written; 130 interrupted. Whatever is
-not 0 or 3 leaves no output, and an older one as it was. DBLR_FAST_DEBUG=1 shows where an error came from.
+source is damaged or cut off and only what could be decoded of it was written; 130 interrupted, 143 ended by
+SIGTERM. Whatever is not 0 or 3 leaves no output, and an older one as it was; a training that is interrupted
+leaves a checkpoint to go on from. DBLR_FAST_DEBUG=1 shows where an error came from.
 """
 
 from __future__ import annotations
@@ -28,15 +29,20 @@ def main(argv: list[str] | None = None) -> int:
     except ImportError as error:
         return _fail(f"the command line needs tyro, which cannot be imported ({error}); pip install tyro, or "
                      "call dblr_fast.deblur_video from Python", REFUSED)
-    command = commands.parse(argv or ["--help"])
+    training = argv[:1] == ["train"]
     try:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that temporary files go
-    except ValueError:
-        pass  # not the main thread: whoever runs us there handles signals
-    try:
-        return _info() if isinstance(command, commands.Info) else _deblur(command)
+        command = commands.parse(argv or ["--help"])
+        try:
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that temporary files go
+        except ValueError:
+            pass  # not the main thread: whoever runs us there handles signals
+        if training:
+            return _train(command)
+        run = {commands.Deblur: _deblur, commands.Info: _info, commands.Export: _export}[type(command)]
+        return run(command)
     except KeyboardInterrupt:
-        return _fail("interrupted; nothing was written", INTERRUPTED)
+        return _fail("interrupted; what the last checkpoint holds is kept" if training
+                     else "interrupted; nothing was written", INTERRUPTED)
     except (Refusal, ValueError, TypeError) as error:
         return _fail(error, REFUSED)
     except (RuntimeError, MemoryError, OSError) as error:
@@ -59,7 +65,30 @@ def _deblur(command) -> int:
     return DONE if result.complete else INCOMPLETE
 
 
-def _info() -> int:
+def _train(config) -> int:
+    from .training import train
+
+    result = train(config)
+    if result.signal is not None:
+        return _fail(f"stopped after step {result.step} by {signal.Signals(result.signal).name}; the checkpoint is "
+                     f"in {result.folder}, and --resume goes on from it", 128 + result.signal)
+    scores = f", PSNR of Y {result.scores['psnr_y']:.2f} dB (input {result.scores['psnr_y_input']:.2f})" \
+        if result.scores else ""
+    if result.rank == 0:
+        print(f"{result.folder}: {result.step} steps{scores}; dblr-fast export {result.folder} OUT.safetensors writes "
+              "the weights")
+    return DONE
+
+
+def _export(command) -> int:
+    from .training import export
+
+    export(command.run, command.target, command.weights, command.overwrite)
+    print(f"{command.target}: the weights of {command.run}")
+    return DONE
+
+
+def _info(_) -> int:
     from .info import report
 
     print(report())

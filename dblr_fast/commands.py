@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
+
+if TYPE_CHECKING:
+    from .training.config import TrainConfig
 
 
 @dataclass
@@ -44,12 +47,71 @@ class Info:
     """Show versions, what was built, which backends run here, and the models."""
 
 
-Command = Annotated[Deblur, tyro.conf.subcommand("deblur")] | Annotated[Info, tyro.conf.subcommand("info")]
+@dataclass
+class Train:
+    """Train DBLRNet or DBLRGAN: dblr-fast train CONFIG [--section.key value ...].
+
+    Configurations in the package, by name: dblrnet.yaml, dblrgan.yaml, dblrnet_multi.yaml, dblrnet_single.yaml
+    and tiny.yaml. "dblr-fast train CONFIG --help" lists all settings, and what they are in CONFIG. For example:
+    dblr-fast train tiny.yaml --data.paths FOOTAGE --folder runs/first
+    """
+
+    config: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG")]
+    """A YAML file, or the name of a configuration in the package."""
 
 
-def parse(argv: list[str]) -> Deblur | Info:
-    """The command that the arguments ask for; help and mistakes leave through SystemExit (0 and 2)."""
+@dataclass
+class Export:
+    """Write the weights of a training as a file for dblr-fast deblur --model."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The folder of a run."""
+    target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """A .safetensors file."""
+    weights: Literal["ema", "model", "best"] = "ema"
+    """The moving average of the weights, the weights as they are, or the average at its best validation."""
+    overwrite: bool = False
+    """Replace OUT if it exists."""
+
+
+Command = (Annotated[Deblur, tyro.conf.subcommand("deblur")] | Annotated[Info, tyro.conf.subcommand("info")]
+           | Annotated[Train, tyro.conf.subcommand("train")] | Annotated[Export, tyro.conf.subcommand("export")])
+
+
+def parse(argv: list[str]) -> Deblur | Info | Export | TrainConfig:
+    """The command that the arguments ask for; help and mistakes leave through SystemExit (0 and 2).
+
+    Raises Refusal where the configuration of a training cannot be read.
+    """
+    if argv[:1] == ["train"] and len(argv) > 1 and not argv[1].startswith("-"):
+        return _parse_training(argv[1], argv[2:])
     return tyro.cli(Command, prog="dblr-fast", args=argv,
                     config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
-                    description="Deblurs video with DBLRNet. Exit codes: 0 done, 1 failed, 2 refused, "
-                                "3 source damaged, 130 interrupted.")
+                    description="Deblurs video with DBLRNet, and trains it. Exit codes: 0 done, 1 failed, 2 refused, "
+                                "3 source damaged, 130 interrupted, 143 ended by SIGTERM.")
+
+
+def _parse_training(name: str, arguments: list[str]) -> TrainConfig:
+    """The file's configuration with the command line's changes to it."""
+    from .training.config import TrainConfig
+    from .training.configuration import flat, load
+
+    config = load(name)
+    switches = {f"--{key}" for key, value in flat(TrainConfig()).items() if isinstance(value, bool)}
+    return tyro.cli(TrainConfig, prog=f"dblr-fast train {name}", args=_with_flags(arguments, switches),
+                    default=config, config=(tyro.conf.HelptextFromCommentsOff,))
+
+
+def _with_flags(arguments: list[str], switches: set[str]) -> list[str]:
+    """`--section.key true` and `false` as tyro writes them, `--section.key` and `--section.no-key`, so that every
+    setting can be given as key and value."""
+    out: list[str] = []
+    for word in arguments:
+        before = out[-1].replace("-", "_").replace("__", "--", 1) if out else ""
+        if before in switches and word.lower() in ("true", "false"):
+            if word.lower() == "false":
+                section, dot, key = out[-1].removeprefix("--").rpartition(".")
+                out[-1] = f"--{section}{dot}no-{key}"
+        else:
+            out.append(word)
+    return out

@@ -35,7 +35,7 @@ def paper_(model):
 
 @torch.no_grad()
 def identity_(model, std=None):
-    """Make the network return the centre frame of its window, exactly, for luma >= 0; in place.
+    """Make the network return the centre frame of its window, exactly but for rounding, for luma >= 0; in place.
 
     A delta carries the centre frame through channel 0 of L1 and L2 (luma is not negative, so ReLU lets it
     pass), gamma = 0 in the last batch norm of every residual block and of L32 keeps all blocks silent, and

@@ -73,7 +73,7 @@ class DBLRNet(nn.Module):
         alone, as its caption can be read.
     width, blocks: channels of the body (64) and number of residual blocks (14).
     init: "paper" (Gaussian weights, standard deviation 0.01, Section IV-B) or "identity" (the network
-        starts as the identity on the centre frame, exactly).
+        starts as the identity on the centre frame, exactly but for rounding).
 
     forward: (N, frames, H, W) luma in [0, 1] -> (N, 1, H, W), not clamped; any H, W >= 1. In evaluation mode
     without gradients it runs on the engine (batch norm folded, weights packed once, exact tiles); otherwise

@@ -74,6 +74,11 @@ def timed(run, device):
     return begin.elapsed_time(end) / 1e3
 
 
+# Seconds before each measurement on a CPU. Threads of the library that ran before wait for more work by spinning, and
+# would take the processor from the next one's; after a while they go to sleep.
+PAUSE = 0.3
+
+
 def interleaved(candidates, repeats, device, inputs=None, warm=False):
     """{name: [seconds]}: every candidate once a round, so that drift of the machine hits all alike.
 
@@ -86,6 +91,8 @@ def interleaved(candidates, repeats, device, inputs=None, warm=False):
         for name, run in candidates.items():
             arguments = () if inputs is None else (inputs[round_ % len(inputs)],)
             synchronize(device)
+            if device.type != "cuda":
+                time.sleep(PAUSE)
             seconds = timed(lambda: run(*arguments), device)
             if round_ >= warm_up:
                 times[name].append(seconds)

@@ -8,13 +8,14 @@ tuned, on a GPU cudnn.benchmark on and the same precision. --peers adds the othe
 this device knows, or those named), each in its fastest setting and with torch's number of threads; a missing one
 is a printed line. --avx2 limits all to AVX2. The network has random weights.
 
-Times are medians over interleaved rounds, on a CPU after a short pause each, on a GPU between device events, over inputs that take turns so that none
-stays in cache; GFLOP/s counts direct-convolution operations (Winograd does fewer); "of floor" is the time that
-those take at the rate of torch's own matrix product in that precision, measured in the same run, over the time
-taken. "ratio" is over the first row. On a CPU "net MiB" is the peak memory of a first run over what was held before
-it, in a process of its own. "error" is relative (RMS) against the network in float64, over a crop in the middle of
-the first picture; "differs" the same against the first row, over all pictures. A line for each of the engine's rows
-then says how many times faster it was than each peer: medians over rounds of the ratio within a round.
+Times are medians over interleaved rounds, on a CPU after a short pause each, on a GPU between device events, over
+inputs that take turns so that none stays in cache; GFLOP/s counts direct-convolution operations (Winograd does
+fewer); "of floor" is the time that those take at the rate of torch's own matrix product in that precision, measured
+in the same run, over the time taken. "ratio" is over the first row. On a CPU "net MiB" is the peak memory of a first
+run over what was held before it, in a process of its own. "error" is relative (RMS) against the network in float64,
+over a crop in the middle of the first picture; "differs" the same against the first row, over all pictures. A line
+for each of the engine's rows then says how many times faster it was than each peer: medians over rounds of the ratio
+within a round.
 """
 
 import argparse

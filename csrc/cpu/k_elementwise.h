@@ -57,6 +57,8 @@ template <class T, bool relu, bool add> struct NormaliseAdd {
 
 template <class T> void clear(T* out, Index count) { __builtin_memset(out, 0, count * sizeof(T)); }
 
+template <class M> DBLR_INLINE Index row_of(const M& map, Index y) { return (map.ring ? y % map.ring : y) * map.sh; }
+
 template <class T>
 void load_row(const Source<T>& s, Index n, Index y, Index x0, Index cols, Index c0, Index c1, T* out) {
   const Index channels = c1 - c0;
@@ -69,7 +71,7 @@ void load_row(const Source<T>& s, Index n, Index y, Index x0, Index cols, Index 
 
   const Index inside = end - begin;
   Pixels<T> to = {out + begin * channels, 0, channels};
-  const T* first = s.a.data + n * s.a.sn + c0 * s.a.sc + s.a.row(y) + (x0 + begin) * s.a.sw;
+  const T* first = s.a.data + n * s.a.sn + c0 * s.a.sc + row_of(s.a, y) + (x0 + begin) * s.a.sw;
   Pixels<const T> a = {first, 0, s.a.sw}, b = a;
   if (s.a.sc != 1 && channels > 1) {  // gather first, then work in place
     for (Index c = 0; c < channels; c++) {
@@ -77,7 +79,7 @@ void load_row(const Source<T>& s, Index n, Index y, Index x0, Index cols, Index 
     }
     a = b = {to.data, 0, channels};
   }
-  if (s.b.data) b = {s.b.data + n * s.b.sn + c0 + s.b.row(y) + (x0 + begin) * s.b.sw, 0, s.b.sw};
+  if (s.b.data) b = {s.b.data + n * s.b.sn + c0 + row_of(s.b, y) + (x0 + begin) * s.b.sw, 0, s.b.sw};
 
   if (s.load == Load::copy) {
     if (a.data == to.data) return;

@@ -27,7 +27,6 @@ template <class T> struct Map {
   Index n, c, h, w;
   Index sn, sc, sh, sw;
   Index ring = 0;
-  Index row(Index y) const { return (ring ? y % ring : y) * sh; }
 };
 
 enum class Load {

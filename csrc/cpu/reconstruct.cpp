@@ -34,7 +34,7 @@ template <class T> void spread_taps(const Tile& t, const T* sums, Map<T> taps) {
   for (Index tap = 0; tap < kTaps; tap++) {
     const T* from = sums + tap;
     for (Index y = 0; y < t.rows; y++) {
-      T* to = taps.data + t.n * taps.sn + tap * taps.sc + taps.row(t.y + y) + t.x * taps.sw;
+      T* to = taps.data + t.n * taps.sn + tap * taps.sc + row_of(taps, t.y + y) + t.x * taps.sw;
       for (Index x = 0; x < t.cols; x++, from += kTaps) to[x] = *from;
     }
   }
@@ -126,7 +126,7 @@ template <class T> void add_taps(const Run<T>& run, Map<const T> taps, T bias, c
       const Index from_row = row + dy - 1;
       if (from_row < 0 || from_row >= y.h) continue;
       for (Index dx = 0; dx < 3; dx++) {
-        const T* from = taps.data + n * taps.sn + (dy * 3 + dx) * taps.sc + taps.row(from_row);
+        const T* from = taps.data + n * taps.sn + (dy * 3 + dx) * taps.sc + row_of(taps, from_row);
         const Index x0 = std::max<Index>(region.x0, 1 - dx), x1 = std::min(region.x1, y.w + 1 - dx);
         for (Index x = x0; x < x1; x++) to[(x - region.x0) * y.sw] += from[x + dx - 1];
       }

@@ -66,9 +66,12 @@ template <class T> Map<T> part_of_picture(T* data, Index channels, Rect part, In
   return {data - part.y0 * row - part.x0 * channels, 1, channels, h, w, part.h() * row, 1, row, channels};
 }
 
+// Where a row lies, from the picture's first on.
+template <class T> Index row_of(const Map<T>& m, Index y) { return (m.ring ? y % m.ring : y) * m.sh; }
+
 // From pixel (y, x) of picture n on, up to where a ring ends; a null map stays null.
 template <class T> Pixels<T> pixels(const Map<T>& m, Index n, Index y, Index x) {
-  return {m.data ? m.data + n * m.sn + m.row(y) + x * m.sw : nullptr, m.sh, m.sw};
+  return {m.data ? m.data + n * m.sn + row_of(m, y) + x * m.sw : nullptr, m.sh, m.sw};
 }
 
 template <class T> Source<T> copy_of(const Map<const T>& a) {

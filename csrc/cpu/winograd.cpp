@@ -84,7 +84,7 @@ void read_row(const Kernels<T>& k, const Source<T>& s, Index n, Index y, Index x
 template <class T, class S>
 void read_row(const Kernels<T>&, const Map<const S>& m, Index n, Index y, Index x0, Index cols, Index c0, Index c1,
               S* to) {
-  const S* from = m.data + n * m.sn + m.row(y) + x0 * m.sw + c0;
+  const S* from = m.data + n * m.sn + row_of(m, y) + x0 * m.sw + c0;
   for (Index x = 0; x < cols; x++, from += m.sw, to += c1 - c0) std::memcpy(to, from, (c1 - c0) * sizeof(S));
 }
 
@@ -169,7 +169,7 @@ void TileLoader<T, In, V>::load(const From& source, const WinogradTiling::Block&
     const Index x0 = (b.col + i) * tile - halo, cols = in.tiles * tile + 2 * halo;
     if (plain && x0 >= readable.x0 && x0 + cols <= readable.x1) {
       in.pixel = a.sw;
-      for (Index y = 0; y < side; y++) in.rows[y] = a.data + b.n * a.sn + a.row(y0 + y) + x0 * a.sw + first;
+      for (Index y = 0; y < side; y++) in.rows[y] = a.data + b.n * a.sn + row_of(a, y0 + y) + x0 * a.sw + first;
     } else {
       const Index begin = std::clamp(readable.x0 - x0, Index(0), cols);
       const Index end = std::clamp(readable.x1 - x0, begin, cols);

@@ -92,7 +92,7 @@ def interleaved(candidates, repeats, device, inputs=None, warm=False):
             arguments = () if inputs is None else (inputs[round_ % len(inputs)],)
             synchronize(device)
             if device.type != "cuda":
-                time.sleep(PAUSE)
+                time.sleep(PAUSE)  # until other libraries' waiting threads sleep, see above
             seconds = timed(lambda: run(*arguments), device)
             if round_ >= warm_up:
                 times[name].append(seconds)

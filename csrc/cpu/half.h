@@ -68,20 +68,6 @@ DBLR_INLINE void narrow(Half* p, typename NativeOf<float>::type v) {
 }
 #endif
 
-#if DBLR_BYTES == DBLR_NATIVE
-DBLR_INLINE Vec<float> load(const Half* p) { return widen(p); }
-DBLR_INLINE void keep(Half* p, const Vec<float>& v) { narrow(p, v); }
-#else
-DBLR_INLINE Vec<float> load(const Half* p) {
-  Vec<float> v;
-  for (int i = 0; i < Wide<float>::kParts; i++) v.part[i] = widen(p + i * (DBLR_NATIVE / static_cast<int>(sizeof(float))));
-  return v;
-}
-DBLR_INLINE void keep(Half* p, const Vec<float>& v) {
-  for (int i = 0; i < Wide<float>::kParts; i++) narrow(p + i * (DBLR_NATIVE / static_cast<int>(sizeof(float))), v.part[i]);
-}
-#endif
-
 
 // bf16: the upper half of a float, to nearest even; not-a-number stays one.
 typedef std::uint32_t NativeBits __attribute__((vector_size(DBLR_NATIVE)));
@@ -94,16 +80,18 @@ DBLR_INLINE void narrow(Bf16* p, typename NativeOf<float>::type v) {
   const NativeBits bits = fetch<NativeBits>(&v), rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
   store(p, __builtin_convertvector(v == v ? rounded : bits >> 16 | 0x40, NarrowBits));
 }
+
+// Of either.
 #if DBLR_BYTES == DBLR_NATIVE
-DBLR_INLINE Vec<float> load(const Bf16* p) { return widen(p); }
-DBLR_INLINE void keep(Bf16* p, const Vec<float>& v) { narrow(p, v); }
+template <class S> DBLR_INLINE Vec<float> load(const S* p) { return widen(p); }
+template <class S> DBLR_INLINE void keep(S* p, const Vec<float>& v) { narrow(p, v); }
 #else
-DBLR_INLINE Vec<float> load(const Bf16* p) {
+template <class S> DBLR_INLINE Vec<float> load(const S* p) {
   Vec<float> v;
   for (int i = 0; i < Wide<float>::kParts; i++) v.part[i] = widen(p + i * (DBLR_NATIVE / static_cast<int>(sizeof(float))));
   return v;
 }
-DBLR_INLINE void keep(Bf16* p, const Vec<float>& v) {
+template <class S> DBLR_INLINE void keep(S* p, const Vec<float>& v) {
   for (int i = 0; i < Wide<float>::kParts; i++) narrow(p + i * (DBLR_NATIVE / static_cast<int>(sizeof(float))), v.part[i]);
 }
 #endif

@@ -68,10 +68,10 @@ template <int V, int... P> struct Bf16Table {
   static constexpr void (*of[])(const Bf16*, Index, Index, const Bf16*, float*, Index) = {nullptr,
                                                                                          multiply_tiles_bf16<P, V>...};
 };
-template <int V> using Bf16By = Bf16Table<V, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12>;
+template <int V> using Bf16By = Bf16Table<V, DBLR_SIZES>;
 
 void winograd_product_bf16(const WinogradProduct<float, Bf16>& a) {
-  constexpr int L = kLanes<float>, kMost = 12;
+  constexpr int L = kLanes<float>, kMost = DBLR_PIXELS;
   const Index groups = (a.tiles + kMost - 1) / kMost, least = a.tiles / groups, rest = a.tiles % groups;
   for (Index position = 0; position < a.positions; position++) {
     const Bf16* const in = a.in + position * a.in_position;

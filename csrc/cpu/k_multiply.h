@@ -90,13 +90,15 @@ template <class T> using MultiplyPixels = void (*)(const Product<T>&, const T*, 
 template <class T, int V, int... P> struct MultiplyTable {
   static constexpr MultiplyPixels<T> of[] = {nullptr, multiply_pixels<T, P, V>...};
 };
+// Every size of a register tile, for the tables of functions by size.
 #if DBLR_PIXELS == 12
-template <class T, int V> using MultiplyBy = MultiplyTable<T, V, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12>;
+#define DBLR_SIZES 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12
 #elif DBLR_PIXELS == 6
-template <class T, int V> using MultiplyBy = MultiplyTable<T, V, 1, 2, 3, 4, 5, 6>;
+#define DBLR_SIZES 1, 2, 3, 4, 5, 6
 #else
-template <class T, int V> using MultiplyBy = MultiplyTable<T, V, 1, 2, 3, 4>;
+#define DBLR_SIZES 1, 2, 3, 4
 #endif
+template <class T, int V> using MultiplyBy = MultiplyTable<T, V, DBLR_SIZES>;
 
 // A row of pixels is cut into equal groups: 5 + 5 rather than 6 + 4, for small groups wait on latency.
 template <class T> void multiply(const Product<T>& a) {

@@ -223,13 +223,7 @@ template <class T> using MultiplyTiles = void (*)(const T*, Index, Index, const 
 template <class T, int V, int... P> struct TilesTable {
   static constexpr MultiplyTiles<T> of[] = {nullptr, multiply_tiles<T, P, V>...};
 };
-#if DBLR_PIXELS == 12
-template <class T, int V> using TilesBy = TilesTable<T, V, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12>;
-#elif DBLR_PIXELS == 6
-template <class T, int V> using TilesBy = TilesTable<T, V, 1, 2, 3, 4, 5, 6>;
-#else
-template <class T, int V> using TilesBy = TilesTable<T, V, 1, 2, 3, 4>;
-#endif
+template <class T, int V> using TilesBy = TilesTable<T, V, DBLR_SIZES>;
 
 template <class T> void winograd_product(const WinogradProduct<T, T>& a) {
   constexpr int L = kLanes<T>;

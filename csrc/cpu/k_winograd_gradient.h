@@ -54,13 +54,7 @@ template <class T> using OuterProducts = void (*)(const T*, Index, const T*, Ind
 template <class T, int V, int... P> struct OuterTable {
   static constexpr OuterProducts<T> of[] = {nullptr, add_outer_products<T, P, V>...};
 };
-#if DBLR_PIXELS == 12
-template <class T, int V> using OuterBy = OuterTable<T, V, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12>;
-#elif DBLR_PIXELS == 6
-template <class T, int V> using OuterBy = OuterTable<T, V, 1, 2, 3, 4, 5, 6>;
-#else
-template <class T, int V> using OuterBy = OuterTable<T, V, 1, 2, 3, 4>;
-#endif
+template <class T, int V> using OuterBy = OuterTable<T, V, DBLR_SIZES>;
 
 template <class T> void winograd_gradient(const WinogradGradient<T>& a) {
   constexpr int L = kLanes<T>;

@@ -174,9 +174,7 @@ void reconstruct(const Run<T>& run, Map<const T> x, const Tail<T>& tail, const R
     tail_products(run, constant(h1), tail, around, h2, taps);
   } else {
     feed(run, x, *tail.first, around, [&](Index n, const Map<const T>& rows, const Rect& strip) {
-      Map<T> to = taps;
-      to.data += n * taps.sn;
-      tail_products(run, rows, tail, strip, {}, to);
+      tail_products(run, rows, tail, strip, {}, picture_of(taps, n));
     });
   }
   add_taps(run, constant(taps), tail.bias, region, y);
@@ -215,11 +213,7 @@ void reconstruct_backward(int threads, Map<const T> grad, Map<const T> x, Map<co
   Buffer<T> dh1_data(std::min(h, band_rows + 2) * w * p.middle), dh2_data(std::min(h, band_rows + 4) * w * p.out);
   bool add = false;
   for (Index n = 0; n < x.n; n++) {
-    const auto picture = [n](auto map) {
-      if (map.data) map.data += n * map.sn;
-      map.n = 1;
-      return map;
-    };
+    const auto picture = [n](const auto& map) { return picture_of(map, n); };
     for (Index y0 = 0; y0 < h; y0 += band_rows, add = true) {
       const Rect band = {y0, std::min(h, y0 + band_rows), 0, w}, one = grow(band, 1, h, w), two = grow(band, 2, h, w);
       const Map<T> dh1 = part_of_picture(dh1_data.data(), p.middle, one, h, w);

@@ -22,9 +22,7 @@ void stem(const Run<T>& run, Map<const T> x, const Weights<T>& first, const Weig
   feed(run, x, first, region, [&](Index n, const Map<const T>& middle, const Rect& strip) {
     c.source = copy_of(middle);
     c.region = strip;
-    c.out = y;
-    c.out.n = 1;
-    c.out.data += n * y.sn;
+    c.out = picture_of(y, n);
     convolve(run, c);
   });
 }
@@ -42,11 +40,7 @@ void stem_backward(int threads, Map<const T> grad, Map<const T> x, Map<const T> 
   Buffer<T> middle_data(size), gradient_data(size);
   bool add = false;
   for (Index n = 0; n < x.n; n++) {
-    const auto picture = [n](auto map) {
-      if (map.data) map.data += n * map.sn;
-      map.n = 1;
-      return map;
-    };
+    const auto picture = [n](const auto& map) { return picture_of(map, n); };
     const Source<T> dz2 = {picture(grad), picture(y), Load::relu_grad, true, nullptr, nullptr, nullptr,
                            nullptr, nullptr, nullptr};
     for (Index y0 = 0; y0 < h; y0 += band_rows, add = true) {

@@ -74,6 +74,13 @@ template <class T> Pixels<T> pixels(const Map<T>& m, Index n, Index y, Index x) 
   return {m.data ? m.data + n * m.sn + row_of(m, y) + x * m.sw : nullptr, m.sh, m.sw};
 }
 
+// Picture n of a batch by itself; a null map stays null.
+template <class T> Map<T> picture_of(Map<T> m, Index n) {
+  if (m.data) m.data += n * m.sn;
+  m.n = 1;
+  return m;
+}
+
 template <class T> Source<T> copy_of(const Map<const T>& a) {
   return {a, {}, Load::copy, false, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
 }

@@ -23,7 +23,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .recipe import ALL, FlatResponse, calibrate, charbonnier, optimisers, restore, start_
+from ..checkpoint import load_model, save_model
+from .recipe import ALL, FlatResponse, calibrate, charbonnier, optimisers, restore, start_, wake_
 
 # From a share of the time on, so many blocks learn from so many windows of a side. Small crops are many, large
 # ones have room for long blurs and fewer zeros at their borders.
@@ -76,7 +77,11 @@ class Run:
         self.checkpoint = self.folder / "checkpoint.pt"
         torch.manual_seed(args.seed)
         self.stages = parse_stages(args.stages)
-        self.model = start_(load_class(args.model)(), self.stages[0][1]).to(self.device).eval()
+        self.model = start_(load_class(args.model)(), self.stages[0][1])
+        if args.start:
+            self.model.load_state_dict(load_model(args.start).state_dict())
+            wake_(self.model, self.stages[0][1])
+        self.model.to(self.device).eval()
         self.optimisers = optimisers(self.model, args.lr, args.lr_kernels)
         self.begin, self.step, self.hours, self.tick = time.time(), 0, 0.0, time.time()
         self.scores = {}
@@ -92,7 +97,8 @@ class Run:
             self.average = deepcopy(self.model)
             self.average.load_state_dict(state["average"])
         else:
-            calibrate(self.model, batches)
+            if not self.args.start:
+                calibrate(self.model, batches)
             self.average = deepcopy(self.model)
         return FlatResponse(self.model)
 
@@ -106,13 +112,11 @@ class Run:
                     "optimisers": [optimiser.state_dict() for optimiser in self.optimisers]}, part)
         os.replace(part, self.checkpoint)
         if self.args.weights and self.step >= self.args.ship_after:
-            from ..checkpoint import save_model
-
             training = {"steps": self.step, "loss": "charbonnier, epsilon 0.1 to 0.03, relative to the blur",
                         "optimiser": f"Muon, {self.args.lr_kernels:g}, for kernels, Adam, {self.args.lr:g}, for "
                                      "the rest; 40 steps of warm-up, linear fall after a third of the time",
                         "stages": self.args.stages, "batch": self.args.batch,
-                        "start": "identity, awake beside the picture's channel",
+                        "start": self.args.start or "identity, awake beside the picture's channel",
                         "batch_norm": "statistics measured at the start and held",
                         "weights": f"moving average, {self.args.decay:g}", "hours": round(self.hours, 2),
                         "device": self.args.device_name}
@@ -219,6 +223,7 @@ def main(argv=None):
     t = commands.add_parser("train", help="train from a pool")
     t.add_argument("--pool", required=True)
     t.add_argument("--run", required=True, help="folder of the checkpoint")
+    t.add_argument("--start", help="safetensors file to go on from, its batch-norm statistics held; otherwise the identity")
     t.add_argument("--minutes", type=float, default=90.0, help="from the first start of the run")
     t.add_argument("--end", type=float, help="when to end instead, in seconds since 1970")
     t.add_argument("--steps", type=int, default=-1, help="end after so many steps at the latest")

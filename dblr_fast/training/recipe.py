@@ -26,11 +26,20 @@ def start_(model, depth=ALL):
     # Detail is a tenth as strong as brightness; this brings it back to the scale of the picture.
     model.conv1.weight[1:] *= 3.0
     model.conv2.weight[1:] *= 1.5
-    for block in model.blocks[:depth]:
-        block.second.bn.weight[1:] = 0.2
+    wake_(model, depth)
     model.conv32.conv.weight[0].zero_()
     model.conv32.bn.weight[0] = 0.1
     return model
+
+
+@torch.no_grad()
+def wake_(model, depth=ALL):
+    """Let those of the first `depth` residual blocks that are silent write into every channel but the picture's; in
+    place. What blocks before them have learned stays as it is: a picture is changed through L31 and L32 alone.
+    """
+    for block in model.blocks[:depth]:
+        if not block.second.bn.weight.any():
+            block.second.bn.weight[1:] = 0.2
 
 
 def restore(model, x, depth=ALL):

@@ -94,47 +94,57 @@ template <class T, int M> struct Transform {
 // Tiles between the one that is transformed and the one whose pixels are fetched meanwhile.
 constexpr Index kAhead = 2;
 
-template <class T, class V, class S, int M> void winograd_input(const WinogradInput<V, S>& a) {
+// What the loops read of their arguments is copied first: any store might change the arguments themselves, and they
+// would be read again after each.
+template <class T, class V, class S, int M> void winograd_input(const WinogradInput<V, S>& arguments) {
   constexpr int N = M + 2, L = kLanes<T>;
+  const WinogradInput<V, S> a = arguments;
+  const Index position = a.position, ahead = kAhead * M * a.pixel;
   for (Index tile = 0; tile < a.tiles; tile++) {
-    V* const to = a.out + tile * a.channels;
     for (Index c = 0; c < a.channels; c += L) {
+      const bool line = c * sizeof(S) % 64 == 0;
       Vec<T> half[N][N], d[N], v[N];
+      Index at = tile * M * a.pixel + c;
 #pragma GCC unroll 1
-      for (int x = 0; x < N; x++) {
-        const Index at = (tile * M + x) * a.pixel + c;
+      for (int x = 0; x < N; x++, at += a.pixel) {
 #pragma GCC unroll 8
         for (int y = 0; y < N; y++) d[y] = load(a.rows[y] + at);
-        if (x >= 2) {
+        if (line && x >= 2) {
 #pragma GCC unroll 8
-          for (int y = 0; y < N; y++) __builtin_prefetch(a.rows[y] + at + kAhead * M * a.pixel);
+          for (int y = 0; y < N; y++) __builtin_prefetch(a.rows[y] + at + ahead);
         }
         Transform<T, M>::input(d, v);
 #pragma GCC unroll 8
         for (int y = 0; y < N; y++) half[y][x] = v[y];
       }
+      V* to = a.out + tile * a.channels + c;
 #pragma GCC unroll 1
       for (int y = 0; y < N; y++) {
         Transform<T, M>::input(half[y], v);
 #pragma GCC unroll 8
-        for (int x = 0; x < N; x++) keep(to + (y * N + x) * a.position + c, v[x]);
+        for (int x = 0; x < N; x++, to += position) keep(to, v[x]);
       }
     }
   }
 }
 
 // whole: all of each tile is stored. plain: nothing follows but the ReLU, if that.
-template <class T, class S, int M, bool whole, bool plain> void winograd_output_as(const WinogradOutput<T, S>& a) {
+template <class T, class S, int M, bool whole, bool plain>
+void winograd_output_as(const WinogradOutput<T, S>& arguments) {
   constexpr int N = M + 2, L = kLanes<T>;
+  const WinogradOutput<T, S> a = arguments;
+  const Index position = a.position;
   for (Index tile = 0; tile < a.tiles; tile++) {
     const Index x0 = tile * M;
     for (Index c = 0; c < a.channels; c += L) {
-      const T* from = a.in + tile * a.channels + c;
+      const bool line = c * sizeof(S) % 64 == 0;
       Vec<T> half[M][N], m[N], r[M];
+      const T* from = a.in + tile * a.channels + c;
 #pragma GCC unroll 1
-      for (int x = 0; x < N; x++) {
+      for (int x = 0; x < N; x++, from += position) {
+        const T* p = from;
 #pragma GCC unroll 8
-        for (int y = 0; y < N; y++) m[y] = fetch<Vec<T>>(from + (y * N + x) * a.position);
+        for (int y = 0; y < N; y++, p += N * position) m[y] = fetch<Vec<T>>(p);
         Transform<T, M>::output(m, r);
 #pragma GCC unroll 6
         for (int y = 0; y < M; y++) half[y][x] = r[y];
@@ -145,19 +155,45 @@ template <class T, class S, int M, bool whole, bool plain> void winograd_output_
         if (!whole && (y < a.row0 || y >= a.row1)) continue;
         Transform<T, M>::output(half[y], r);
         const auto at = [&](const auto& map) { return map.data + y * map.row + x0 * map.pixel + c; };
-        S* const to = at(a.out);
+        const auto stored = [&](int x) { return whole || (x0 + x >= a.col0 && x0 + x < a.col1); };
+        S* to = at(a.out);
         const S *add0 = at(a.add[0]), *add1 = at(a.add[1]), *mask = at(a.mask);
+        if (line) {
+#pragma GCC unroll 6
+          for (int x = 0; x < M; x++) __builtin_prefetch(to + (kAhead * M + x) * a.out.pixel, 1);
+          if (!plain) {
+#pragma GCC unroll 6
+            for (int x = 0; x < M; x++) __builtin_prefetch(add0 + (kAhead * M + x) * a.add[0].pixel);
+          }
+        }
 #pragma GCC unroll 6
         for (int x = 0; x < M; x++) {
-          if (!whole && (x0 + x < a.col0 || x0 + x >= a.col1)) continue;
-          __builtin_prefetch(to + (kAhead * M + x) * a.out.pixel, 1);
-          if (!plain) __builtin_prefetch(add0 + (kAhead * M + x) * a.add[0].pixel);
-          Vec<T> value = r[x] + bias;
-          if (a.relu) value = rectify(value);
-          if (!plain && a.add[0].data) value = value + load(add0 + x * a.add[0].pixel);
-          if (!plain && a.add[1].data) value = value + load(add1 + x * a.add[1].pixel);
-          if (!plain && a.mask.data) value = gate(load(mask + x * a.mask.pixel), value);
-          keep(to + x * a.out.pixel, value);
+          r[x] = r[x] + bias;
+          if (a.relu) r[x] = rectify(r[x]);
+        }
+        if (!plain) {
+          if (a.add[0].data) {
+#pragma GCC unroll 6
+            for (int x = 0; x < M; x++, add0 += a.add[0].pixel) {
+              if (stored(x)) r[x] = r[x] + load(add0);
+            }
+          }
+          if (a.add[1].data) {
+#pragma GCC unroll 6
+            for (int x = 0; x < M; x++, add1 += a.add[1].pixel) {
+              if (stored(x)) r[x] = r[x] + load(add1);
+            }
+          }
+          if (a.mask.data) {
+#pragma GCC unroll 6
+            for (int x = 0; x < M; x++, mask += a.mask.pixel) {
+              if (stored(x)) r[x] = gate(load(mask), r[x]);
+            }
+          }
+        }
+#pragma GCC unroll 6
+        for (int x = 0; x < M; x++, to += a.out.pixel) {
+          if (stored(x)) keep(to, r[x]);
         }
       }
     }

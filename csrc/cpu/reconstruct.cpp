@@ -59,7 +59,7 @@ void products_by_winograd(const Run<T>& run, const typename FromMap<T, In>::type
                           const Tail<T>& tail, const Rect& region, Map<T> h2, Map<T> taps) {
   const Weights<T>& second = *tail.second;
   const TailScratch size = scratch_of(run.kernels, second);
-  const WinogradTiling tiling(region, second.tile, run.threads);
+  const WinogradTiling tiling(region, second.tile, run.threads, winograd_block(second.tile, second.in));
   const WinogradBlocks<T, In, V> blocks(run.kernels, second);
   parallel(run.threads, pictures * tiling.tasks(), tail_scratch(run.kernels, tail), [&](Index task, char* memory) {
     T *const scratch = reinterpret_cast<T*>(memory), *const kept = scratch + size.own, *const sums = kept + size.block;

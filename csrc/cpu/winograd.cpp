@@ -1,5 +1,7 @@
 #include "winograd.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstring>
 #include <type_traits>
@@ -11,9 +13,12 @@
 namespace dblr {
 namespace {
 
-// Tiles in a block: a multiple of every register tile. Of 64 channels, 24 transformed tiles take 216 KB.
-// Cut smaller for the sake of equal shares, a block has at least kFewTiles.
-constexpr Index kTiles = 24, kFewTiles = 8;
+// Tiles in a block, a multiple of every register tile; cut smaller for the sake of equal shares, a block has at least
+// kFewTiles. Of 64 channels, 24 transformed tiles of F(4x4) take 216 KB, of F(6x6) 384 KB, and their products as much:
+// these do not fit into 512 KB, and half as many do (1.04 to 1.06 times as fast on a Zen 3). Wider maps fit in no case,
+// and more tiles then share the weights.
+constexpr Index kTiles = 24, kTilesInSmallCache = 12, kFewTiles = 8;
+constexpr Index kSmallCache = 1 << 20, kNarrow = 64;
 // Output channels between two transforms, and tiles whose input is gathered at a time where it cannot be read in place.
 constexpr Index kGroup = 64, kGather = 4;
 constexpr Index kMostChannels = 32;  // in a block of weights: two of the widest vectors
@@ -134,9 +139,18 @@ void winograd_pack(const Filter<T>& f, const double* scale, int tile, Index firs
   }
 }
 
-WinogradTiling::WinogradTiling(const Rect& region, int tile, int threads)
+Index winograd_block(Index tile, Index in) {
+#ifdef _SC_LEVEL2_CACHE_SIZE
+  static const long cache = sysconf(_SC_LEVEL2_CACHE_SIZE);  // 0 or -1 where it is not known
+#else
+  static const long cache = 0;
+#endif
+  return tile == 6 && in <= kNarrow && cache < kSmallCache ? kTilesInSmallCache : kTiles;
+}
+
+WinogradTiling::WinogradTiling(const Rect& region, int tile, int threads, Index most)
     : tile(tile), y0(region.y0 / tile), x0(region.x0 / tile), down(divide_up(region.y1, tile) - y0),
-      across(divide_up(region.x1, tile) - x0), blocks(divide_up(across, kTiles)) {
+      across(divide_up(region.x1, tile) - x0), blocks(divide_up(across, most)) {
   const Index even = divide_up(blocks, threads) * threads;
   if (across >= even * kFewTiles) blocks = even;
 }
@@ -192,12 +206,12 @@ void TileLoader<T, In, V>::load(const From& source, const WinogradTiling::Block&
 template <class T, class In, class V>
 WinogradBlocks<T, In, V>::WinogradBlocks(const Kernels<T>& kernels, const Weights<T>& w)
     : kernels_(kernels), weights_(w),
-      loader_{kernels, input_transform<V, In>(kernels, w.tile), w.tile, 1, 0, w.in, position<V>(kTiles, w.in)},
-      tile_(w.tile), side_(w.tile + 2), group_(std::max<Index>(kGroup / w.width() * w.width(), w.width())) {
+      loader_{kernels, input_transform<V, In>(kernels, w.tile), w.tile, 1, 0, w.in, position<V>(winograd_block(w.tile, w.in), w.in)},
+      tile_(w.tile), side_(w.tile + 2), tiles_(winograd_block(w.tile, w.in)), group_(std::max<Index>(kGroup / w.width() * w.width(), w.width())) {
   const auto elements = [](Index count, std::size_t size) {  // of T, for the scratch of other types; whole cache lines
     return static_cast<Index>((count * size + 63) / 64 * 64 / sizeof(T));
   };
-  out_position_ = position<T>(kTiles, std::min(group_, w.out));
+  out_position_ = position<T>(tiles_, std::min(group_, w.out));
   rows_ = elements(loader_.rows(), sizeof(In));
   in_ = elements(side_ * side_ * loader_.position, sizeof(V));
   out_ = side_ * side_ * out_position_;
@@ -207,7 +221,7 @@ template <class T, class In, class V> Index TileLoader<T, In, V>::rows() const {
   return (tile + 2 * halo) * (kGather * tile + 2 * halo) * channels;
 }
 
-template <class T, class In, class V> Index WinogradBlocks<T, In, V>::most_tiles() const { return kTiles; }
+template <class T, class In, class V> Index WinogradBlocks<T, In, V>::most_tiles() const { return tiles_; }
 
 template <class T, class In, class V> Index WinogradBlocks<T, In, V>::channels(Index group) const {
   return std::min(group_, weights_.out - first_channel(group));
@@ -270,7 +284,8 @@ namespace {
 template <class V, class T, class In, class Out>
 void convolve_with(const Run<T>& run, const Convolution<T, In, Out>& c) {
   const Weights<T>& w = *c.weights;
-  const WinogradTiling tiling(c.region, w.tile, c.moments || c.norm_sums ? 1 : run.threads);
+  const int shares = c.moments || c.norm_sums ? 1 : run.threads;
+  const WinogradTiling tiling(c.region, w.tile, shares, winograd_block(w.tile, w.in));
   const WinogradBlocks<T, In, V> blocks(run.kernels, w);
   const Rect readable = grow(c.region, 1, map_of(c.source).h, map_of(c.source).w);
   const Index tasks = c.out.n * tiling.tasks();

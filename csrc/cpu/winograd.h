@@ -19,10 +19,13 @@ void winograd_pack(const Filter<T>& f, const double* scale, int tile, Index firs
 // By the weights' own tiles and type of products.
 template <class T, class In, class Out> void winograd_convolve(const Run<T>& run, const Convolution<T, In, Out>& c);
 
+// The most tiles in a block of a map of `in` channels: as many as suit the second-level cache.
+Index winograd_block(Index tile, Index in);
+
 // Tiles of a region: rows of blocks, blocks of at most `most` tiles side by side.
 struct WinogradTiling {
   // Blocks are cut so that `threads` get equal shares of a row; 1 where results depend on the blocks (as sums do).
-  WinogradTiling(const Rect& region, int tile, int threads);
+  WinogradTiling(const Rect& region, int tile, int threads, Index most);
   Index tile, y0, x0, down, across;  // of the grid: first row and column, how many
   Index blocks;                      // in a row
   Index most_tiles() const { return (across + blocks - 1) / blocks; }
@@ -81,7 +84,7 @@ template <class T, class In, class V = T> class WinogradBlocks {
   const Kernels<T>& kernels_;
   const Weights<T>& weights_;
   TileLoader<T, In, V> loader_;
-  Index tile_, side_, group_, out_position_, rows_, in_, out_;
+  Index tile_, side_, tiles_, group_, out_position_, rows_, in_, out_;
 };
 
 }  // namespace dblr

@@ -32,7 +32,7 @@ template <class T> bool winograd_suits_gradient(const Kernels<T>& k, const Weigh
 template <class T> void winograd_weight_gradient(const Run<T>& run, const WeightGradient<T>& g) {
   constexpr Index kTile = 4, kPositions = 36, kSums = kPositions * kRange * kRange;
   const Ranges in(g.x.a.c), out(g.dz.a.c);
-  const WinogradTiling tiling(g.region, kTile, 1);
+  const WinogradTiling tiling(g.region, kTile, 1, winograd_block(kTile, kRange));
   const Index blocks = g.dz.a.n * tiling.tasks(), ranges = in.count * out.count;
   const Index parts = std::min(blocks, std::max(kParts, kTasks / ranges));
   const Index most = position<T>(tiling.most_tiles(), kRange);

@@ -57,7 +57,9 @@ template <class T, bool relu, bool add> struct NormaliseAdd {
 
 template <class T> void clear(T* out, Index count) { __builtin_memset(out, 0, count * sizeof(T)); }
 
-template <class M> DBLR_INLINE Index row_of(const M& map, Index y) { return (map.ring ? y % map.ring : y) * map.sh; }
+template <class M> DBLR_INLINE Index row_of(const M& map, Index y) {
+  return (map.ring ? (y + map.shift) % map.ring : y) * map.sh;
+}
 
 template <class T>
 void load_row(const Source<T>& s, Index n, Index y, Index x0, Index cols, Index c0, Index c1, T* out) {

@@ -157,7 +157,11 @@ void winograd_output_as(const WinogradOutput<T, S>& arguments) {
         const auto at = [&](const auto& map) { return map.data + y * map.row + x0 * map.pixel + c; };
         const auto stored = [&](int x) { return whole || (x0 + x >= a.col0 && x0 + x < a.col1); };
         S* to = at(a.out);
-        const S *add0 = at(a.add[0]), *add1 = at(a.add[1]), *mask = at(a.mask);
+        const S *add0 = nullptr, *add1 = nullptr, *mask = at(a.mask);
+        if (!plain) {
+          add0 = a.add[0].row[y] + x0 * a.add[0].pixel + c;
+          add1 = a.add[1].row[y] + x0 * a.add[1].pixel + c;
+        }
         if (line) {
 #pragma GCC unroll 6
           for (int x = 0; x < M; x++) __builtin_prefetch(to + (kAhead * M + x) * a.out.pixel, 1);
@@ -172,13 +176,13 @@ void winograd_output_as(const WinogradOutput<T, S>& arguments) {
           if (a.relu) r[x] = rectify(r[x]);
         }
         if (!plain) {
-          if (a.add[0].data) {
+          if (a.add[0].row[0]) {
 #pragma GCC unroll 6
             for (int x = 0; x < M; x++, add0 += a.add[0].pixel) {
               if (stored(x)) r[x] = r[x] + load(add0);
             }
           }
-          if (a.add[1].data) {
+          if (a.add[1].row[0]) {
 #pragma GCC unroll 6
             for (int x = 0; x < M; x++, add1 += a.add[1].pixel) {
               if (stored(x)) r[x] = r[x] + load(add1);
@@ -202,7 +206,7 @@ void winograd_output_as(const WinogradOutput<T, S>& arguments) {
 
 template <class T, class S, int M> void winograd_output(const WinogradOutput<T, S>& a) {
   const bool whole = a.row0 <= 0 && a.row1 >= M && a.col0 <= 0 && a.col1 >= a.tiles * M;
-  const bool plain = !a.add[0].data && !a.add[1].data && !a.mask.data;
+  const bool plain = !a.add[0].row[0] && !a.add[1].row[0] && !a.mask.data;
   const auto as = whole ? plain ? winograd_output_as<T, S, M, true, true> : winograd_output_as<T, S, M, true, false>
                         : winograd_output_as<T, S, M, false, false>;
   as(a);

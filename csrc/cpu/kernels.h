@@ -21,12 +21,12 @@ struct Bf16 {
 };
 
 // n pictures of h x w pixels with c channels; strides in elements. With a ring only so many rows are kept at a time:
-// row y lies where row y mod ring would.
+// row y lies where row (y + shift) mod ring would.
 template <class T> struct Map {
   T* data;
   Index n, c, h, w;
   Index sn, sc, sh, sw;
-  Index ring = 0;
+  Index ring = 0, shift = 0;
 };
 
 enum class Load {
@@ -94,6 +94,12 @@ template <class T, class V> struct WinogradProduct {
   Index out_position;        // tiles are `channels` apart
 };
 
+// A tile's rows, each where a ring has put it; row[0] null: none.
+template <class T> struct Rows {
+  T* row[kMostRows];
+  Index pixel;
+};
+
 // Back to pixels, and what multiply() does after its sums.
 template <class T, class S> struct WinogradOutput {
   const T* in;
@@ -103,7 +109,7 @@ template <class T, class S> struct WinogradOutput {
   bool relu;
   const T* bias;
   Pixels<S> out;             // each from the block's first pixel on, be it stored or not
-  Pixels<const S> add[2];
+  Rows<const S> add[2];
   Pixels<const S> mask;
 };
 

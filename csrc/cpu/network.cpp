@@ -15,8 +15,9 @@ Network::Network(int threads, const Shape& shape, const ConvPair<float>& stem, c
     : shape_(shape), kernels_(kernels_of<float>(table())), level_(level), b3_(b3), tail_skip_(tail_skip) {
   if (level == Level::bf16 && !bf16_kernels()) throw std::invalid_argument("This CPU makes no products in bf16.");
   const auto suits = [&](Index out, Index in) { return winograd_tile<float>(kernels_, forward_filter<float>(nullptr, out, in)); };
-  if (!suits(shape.width, shape.middle) || !suits(shape.width, shape.width) || !suits(shape.tail, shape.width) ||
-      !suits(shape.tail, shape.tail)) {
+  skewed_ = suits(shape.width, shape.middle) && suits(shape.width, shape.width) && suits(shape.tail, shape.width) &&
+            suits(shape.tail, shape.tail);
+  if (!skewed_) {
     if (level == Level::half) level_ = Level::fast;
     if (level == Level::bf16) level_ = Level::exact;
   }
@@ -43,15 +44,16 @@ template <class S> struct Network::Maps {
     const auto map = [&](auto type, Index channels, Index layer, Index later) {
       using M = decltype(type);
       const Rect part = grow(valid, layers - layer, h, w);
-      const Index ring = std::min(strips.ring(later), (part.y1 + net.tile_ - 1) / net.tile_ * net.tile_);
-      return ring_map(take<M>(ring * part.w() * channels), channels, part, h, w, ring);
+      const Index shift = strips.shift(layer - 1), end = part.y1 + shift;
+      const Index ring = std::min(strips.ring(later), (end + net.tile_ - 1) / net.tile_ * net.tile_);
+      return ring_map(take<M>(ring * part.w() * channels), channels, part, h, w, ring, shift);
     };
     middle = map(float(), net.shape_.middle, 1, 1);
     l2 = map(S(), net.shape_.width, 2, std::max<Index>(body, 1));
     for (Index i = 0; i < body; i++) between.push_back(map(S(), net.shape_.width, 3 + i, i % 2 ? 2 : 1));
     h1 = map(S(), net.shape_.tail, layers - 2, 1);
     const Rect part = grow(valid, 1, h, w);
-    taps = {nullptr, 1, 9, h, w, 0, 0, part.w(), 1, strips.ring(1)};
+    taps = {nullptr, 1, 9, h, w, 0, 0, part.w(), 1, strips.ring(1), strips.shift(layers - 2)};
     taps.sc = taps.ring * taps.sh;
     taps.data = take<float>(9 * taps.sc) - part.x0;
   }
@@ -71,7 +73,7 @@ template <class S> struct Network::Maps {
 
 std::size_t Network::workspace_bytes(Index h, Index w, const Rect& valid) const {
   float base;  // only distances from it count
-  const Strips strips(tile_);
+  const Strips strips(tile_, skewed_);
   if (level_ == Level::half) return Maps<Half>(*this, strips, h, w, valid, &base).used;
   if (level_ == Level::bf16) return Maps<Bf16>(*this, strips, h, w, valid, &base).used;
   return Maps<float>(*this, strips, h, w, valid, &base).used;
@@ -90,7 +92,7 @@ template <class S>
 void Network::run_with(int threads, Map<const float> x, const Rect& valid, float* workspace, Map<float> y) const {
   const Run<float> run(threads, kernels_);
   const Index h = x.h, w = x.w, count = static_cast<Index>(body_.size());
-  Strips strips(tile_);
+  Strips strips(tile_, skewed_);
   const Maps<S> maps(*this, strips, h, w, valid, workspace);
   std::vector<std::atomic<bool>> overflow(layers() + 1);
   Index number = 0;

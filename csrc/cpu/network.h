@@ -38,7 +38,6 @@ class Network {
 
  private:
   Tail<float> tail() const { return {&tail_[0], &tail_[1], &tail_[2], b3_}; }
-  Index strip_rows() const { return tile_; }
 
   // The maps between the layers, of type S, of which a few rows are kept: where each lies in the workspace.
   template <class S> struct Maps;
@@ -49,6 +48,7 @@ class Network {
   const Kernels<float>& kernels_;
   Level level_;
   int tile_;
+  bool skewed_;  // strips, where all layers but the first go by Winograd; others take whole strips of what they add
   std::vector<Weights<float>> stem_, body_, tail_;
   float b3_;
   bool tail_skip_;

@@ -59,13 +59,12 @@ void products_by_winograd(const Run<T>& run, const typename FromMap<T, In>::type
                           const Tail<T>& tail, const Rect& region, Map<T> h2, Map<T> taps) {
   const Weights<T>& second = *tail.second;
   const TailScratch size = scratch_of(run.kernels, second);
-  const WinogradTiling tiling(region, second.tile, run.threads, winograd_block(second.tile, second.in));
+  const WinogradTiling tiling(region, second.tile, run.threads, winograd_block(second.tile, second.in), taps.shift);
   const WinogradBlocks<T, In, V> blocks(run.kernels, second);
   parallel(run.threads, pictures * tiling.tasks(), tail_scratch(run.kernels, tail), [&](Index task, char* memory) {
     T *const scratch = reinterpret_cast<T*>(memory), *const kept = scratch + size.own, *const sums = kept + size.block;
     const WinogradTiling::Block b = tiling.block(task);
     const Tile t = tiling.part(b, region);
-    const Index y = b.row * second.tile, x = b.col * second.tile;
     blocks.load(h1, b, readable, scratch);
     for (Index group = 0; group < blocks.groups(); group++) {
       const Index first = blocks.first_channel(group), channels = blocks.channels(group);
@@ -73,11 +72,11 @@ void products_by_winograd(const Run<T>& run, const typename FromMap<T, In>::type
       o.relu = true;
       o.out = {kept, b.tiles * second.tile * channels, channels};
       if (h2.data) {
-        o.out = pixels(h2, b.n, y, x);
+        o.out = pixels(h2, b.n, b.y, b.x);
         o.out.data += first;
       }
       blocks.store(o);
-      const T* from = o.out.data + (t.y - y) * o.out.row + (t.x - x) * o.out.pixel;
+      const T* from = o.out.data + (t.y - b.y) * o.out.row + (t.x - b.x) * o.out.pixel;
       contract(run, *tail.last, t, {from, o.out.row, o.out.pixel}, first, channels, sums);
     }
     spread_taps(t, sums, taps);

@@ -18,7 +18,8 @@ void Strips::advance(std::size_t index, Index until) {
   while (layer.done < until) {
     Rect strip = layer.region;
     strip.y0 = layer.done;
-    strip.y1 = std::min((layer.done / rows_ + 1) * rows_, layer.region.y1);
+    const Index up = shift(static_cast<Index>(index));
+    strip.y1 = std::min(((layer.done + up) / rows_ + 1) * rows_ - up, layer.region.y1);
     if (index > 0) advance(index - 1, strip.y1 + 1);
     layer.compute(strip);
     layer.done = strip.y1;

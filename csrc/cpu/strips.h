@@ -1,5 +1,9 @@
 // Layers run strip by strip: each strip of a layer as soon as the one before has the rows that it reads. A few rows
-// of each map are then alive at a time, and they are still in cache when they are read.
+// of each map are then alive at a time.
+//
+// Strips that start at the same row in every layer need the first row of the next strip of the layer before, so each
+// layer stays a strip behind and reads what has left the cache since. Skewed, the strips of each layer start one row
+// further up than those of the layer before: each reads what has just been written, and two rows above.
 #pragma once
 
 #include <algorithm>
@@ -12,15 +16,20 @@ namespace dblr {
 
 class Strips {
  public:
-  // rows of a strip; strips start at the picture's top row.
-  explicit Strips(Index rows) : rows_(rows) {}
+  // rows of a strip; those of the first layer start at the picture's top row.
+  explicit Strips(Index rows, bool skewed = false) : rows_(rows), skewed_(skewed) {}
+  // By how many rows the strips of a layer start further up.
+  Index shift(Index layer) const { return skewed_ ? layer : 0; }
   // The next layer: computes `region` from what the layer before gives there and one pixel around.
   void add(const Rect& region, std::function<void(const Rect& strip)> compute);
   void run();
 
-  // Rows that must be kept of a map whose last reader is `later` layers behind the one that writes it: every layer is
-  // a strip ahead of the next, and a strip is read with its neighbours.
-  Index ring(Index later) const { return (later + 1 > 3 ? later + 1 : 3) * rows_; }
+  // Rows that must be kept of a map whose last reader is `later` layers behind the one that writes it, in whole strips:
+  // every layer is a strip ahead of the next, skewed a row, and a strip is read with its neighbours.
+  Index ring(Index later) const {
+    if (skewed_) return (later + rows_) / rows_ * rows_ + rows_;
+    return (later + 1 > 3 ? later + 1 : 3) * rows_;
+  }
 
  private:
   struct Layer {
@@ -30,14 +39,16 @@ class Strips {
   };
   void advance(std::size_t layer, Index until);
   Index rows_;
+  bool skewed_;
   std::vector<Layer> layers_;
 };
 
 // A channels_last map of which `ring` rows over the columns of `part` are kept; indexed as if all of an h x w picture
 // were there.
-template <class T> Map<T> ring_map(T* data, Index channels, const Rect& part, Index h, Index w, Index ring) {
+template <class T>
+Map<T> ring_map(T* data, Index channels, const Rect& part, Index h, Index w, Index ring, Index shift = 0) {
   const Index row = part.w() * channels;
-  return {data - part.x0 * channels, 1, channels, h, w, 0, 1, row, channels, ring};
+  return {data - part.x0 * channels, 1, channels, h, w, 0, 1, row, channels, ring, shift};
 }
 
 // A convolution with ReLU of which the next layer, computing `region`, reads a strip at a time: the map between them

@@ -148,23 +148,22 @@ Index winograd_block(Index tile, Index in) {
   return tile == 6 && in <= kNarrow && cache < kSmallCache ? kTilesInSmallCache : kTiles;
 }
 
-WinogradTiling::WinogradTiling(const Rect& region, int tile, int threads, Index most)
-    : tile(tile), y0(region.y0 / tile), x0(region.x0 / tile), down(divide_up(region.y1, tile) - y0),
-      across(divide_up(region.x1, tile) - x0), blocks(divide_up(across, most)) {
+WinogradTiling::WinogradTiling(const Rect& region, int tile, int threads, Index most, Index shift)
+    : tile(tile), shift(shift), y0((region.y0 + shift) / tile), x0(region.x0 / tile),
+      down(divide_up(region.y1 + shift, tile) - y0), across(divide_up(region.x1, tile) - x0), blocks(divide_up(across, most)) {
   const Index even = divide_up(blocks, threads) * threads;
   if (across >= even * kFewTiles) blocks = even;
 }
 
 WinogradTiling::Block WinogradTiling::block(Index task) const {
   const Index row = task / blocks, b = task % blocks, first = across * b / blocks;
-  return {row / down, y0 + row % down, x0 + first, across * (b + 1) / blocks - first};
+  return {row / down, (y0 + row % down) * tile - shift, (x0 + first) * tile, across * (b + 1) / blocks - first};
 }
 
 Tile WinogradTiling::part(const Block& b, const Rect& region) const {
-  const Index y = b.row * tile, x = b.col * tile;
-  Tile t = {b.n, std::max(y, region.y0), std::max(x, region.x0), 0, 0};
-  t.rows = std::min(y + tile, region.y1) - t.y;
-  t.cols = std::min(x + b.tiles * tile, region.x1) - t.x;
+  Tile t = {b.n, std::max(b.y, region.y0), std::max(b.x, region.x0), 0, 0};
+  t.rows = std::min(b.y + tile, region.y1) - t.y;
+  t.cols = std::min(b.x + b.tiles * tile, region.x1) - t.x;
   return t;
 }
 
@@ -172,7 +171,7 @@ template <class T, class In, class V>
 void TileLoader<T, In, V>::load(const From& source, const WinogradTiling::Block& b, const Rect& readable, In* rows,
                                 V* out) const {
   const Map<const In>& a = map_of(source);
-  const Index side = tile + 2 * halo, y0 = b.row * tile - halo;
+  const Index side = tile + 2 * halo, y0 = b.y - halo;
   const bool plain = as_it_is(source) && y0 >= readable.y0 && y0 + side <= readable.y1;
   WinogradInput<V, In> in = {};
   in.channels = channels;
@@ -180,7 +179,7 @@ void TileLoader<T, In, V>::load(const From& source, const WinogradTiling::Block&
   for (Index i = 0; i < b.tiles; i += kGather) {
     in.tiles = std::min(kGather, b.tiles - i);
     in.out = out + i * channels;
-    const Index x0 = (b.col + i) * tile - halo, cols = in.tiles * tile + 2 * halo;
+    const Index x0 = b.x + i * tile - halo, cols = in.tiles * tile + 2 * halo;
     if (plain && x0 >= readable.x0 && x0 + cols <= readable.x1) {
       in.pixel = a.sw;
       for (Index y = 0; y < side; y++) in.rows[y] = a.data + b.n * a.sn + row_of(a, y0 + y) + x0 * a.sw + first;
@@ -271,21 +270,31 @@ WinogradOutput<T, Out> WinogradBlocks<T, In, V>::multiply(const WinogradTiling::
   o.position = out_position_;
   o.tiles = b.tiles;
   o.channels = p.channels;
-  o.row0 = region.y0 - b.row * tile_;
-  o.row1 = region.y1 - b.row * tile_;
-  o.col0 = region.x0 - b.col * tile_;
-  o.col1 = region.x1 - b.col * tile_;
+  o.row0 = region.y0 - b.y;
+  o.row1 = region.y1 - b.y;
+  o.col0 = region.x0 - b.x;
+  o.col1 = region.x1 - b.x;
   o.bias = weights_.bias(first);
   return o;
 }
 
 namespace {
 
+// Rows above the picture are never read; their pointers are those of its first.
+template <class S>
+Rows<const S> rows_from(const Map<const S>& m, const WinogradTiling::Block& b, int tile, Index channel) {
+  Rows<const S> r = {{}, m.sw};
+  for (Index y = 0; m.data && y < tile; y++) {
+    r.row[y] = m.data + b.n * m.sn + row_of(m, std::max<Index>(b.y + y, 0)) + b.x * m.sw + channel;
+  }
+  return r;
+}
+
 template <class V, class T, class In, class Out>
 void convolve_with(const Run<T>& run, const Convolution<T, In, Out>& c) {
   const Weights<T>& w = *c.weights;
   const int shares = c.moments || c.norm_sums ? 1 : run.threads;
-  const WinogradTiling tiling(c.region, w.tile, shares, winograd_block(w.tile, w.in));
+  const WinogradTiling tiling(c.region, w.tile, shares, winograd_block(w.tile, w.in), c.out.shift);
   const WinogradBlocks<T, In, V> blocks(run.kernels, w);
   const Rect readable = grow(c.region, 1, map_of(c.source).h, map_of(c.source).w);
   const Index tasks = c.out.n * tiling.tasks();
@@ -294,18 +303,17 @@ void convolve_with(const Run<T>& run, const Convolution<T, In, Out>& c) {
   parallel(run.threads, tasks, blocks.scratch() + w.out * sizeof(T), [&](Index task, char* memory) {
     T* const scratch = reinterpret_cast<T*>(memory) + w.out;
     const WinogradTiling::Block b = tiling.block(task);
-    const Index y = b.row * w.tile, x = b.col * w.tile;
     blocks.load(c.source, b, readable, scratch);
     for (Index group = 0; group < blocks.groups(); group++) {
       auto at = [&](const auto& map) {
-        auto p = pixels(map, b.n, y, x);
+        auto p = pixels(map, b.n, b.y, b.x);
         if (p.data) p.data += blocks.first_channel(group);
         return p;
       };
       WinogradOutput<T, Out> o = blocks.template multiply<Out>(b, c.region, group, scratch);
       o.relu = c.relu;
       o.out = at(c.out);
-      for (int i = 0; i < 2; i++) o.add[i] = at(c.add[i]);
+      for (int i = 0; i < 2; i++) o.add[i] = rows_from(c.add[i], b, w.tile, blocks.first_channel(group));
       o.mask = at(c.mask);
       blocks.store(o);
     }

@@ -1,6 +1,7 @@
 // Convolutions by Winograd's F(m x m, 3 x 3) (Lavin and Gray, 2016), m = 4 or 6: (m + 2)^2 products for m^2 outputs
 // instead of 9 m^2. A block of tiles side by side stays in the second-level cache from the input's transform to the
-// output's. Tiles lie on a grid that starts at the picture's corner, so results do not depend on the blocks.
+// output's. Tiles lie on a grid that starts at the picture's corner, or in a ring with shifted rows so many rows above
+// it, so results do not depend on the blocks.
 #pragma once
 
 #include "convolve.h"
@@ -25,13 +26,14 @@ Index winograd_block(Index tile, Index in);
 // Tiles of a region: rows of blocks, blocks of at most `most` tiles side by side.
 struct WinogradTiling {
   // Blocks are cut so that `threads` get equal shares of a row; 1 where results depend on the blocks (as sums do).
-  WinogradTiling(const Rect& region, int tile, int threads, Index most);
-  Index tile, y0, x0, down, across;  // of the grid: first row and column, how many
+  // shift: tiles begin so many rows further up.
+  WinogradTiling(const Rect& region, int tile, int threads, Index most, Index shift = 0);
+  Index tile, shift, y0, x0, down, across;  // of the grid: first row and column, how many
   Index blocks;                      // in a row
   Index most_tiles() const { return (across + blocks - 1) / blocks; }
   Index tasks() const { return down * blocks; }
   struct Block {
-    Index n, row, col, tiles;  // row and col in tiles from the picture's corner
+    Index n, y, x, tiles;  // y, x: its first pixel, which may lie above the picture
   };
   Block block(Index task) const;
   // The part of the region that a block gives.

@@ -251,6 +251,7 @@ class TrainConfig:
 
 
 # What may differ between a checkpoint and the configuration that resumes it: no step computes anything else for it.
+# data.validation_paths is not among it: where it is empty, clips are held out of training.
 MAY_CHANGE = frozenset((
     "folder", "resume", "steps", "device", "cuda_graphs", "log.every", "log.tensorboard", "checkpoint.every",
     "validation.every", "validation.patience", "validation.pictures", "data.validation_layouts",

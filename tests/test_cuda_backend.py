@@ -8,7 +8,8 @@ import pytest
 import torch
 from cpu_cases import OPS, inputs, ours
 from cuda_cases import cases_of, compare_low
-from test_cpu_kernels import NORMED, compare, folded, name_of, network_of
+from test_cpu_kernels import NORMED, compare, name_of
+from test_cpu_network import folded, network_of
 from test_model import SMALL, pair
 from tolerance import assert_close_as_eager
 

@@ -189,7 +189,8 @@ def test_training_step_in_a_graph():
 
     def step():
         x, first, second = tensors[0], tensors[1:5], tensors[5:]
-        y, m1, v1, m2, v2, z1, z2 = cuda.residual_block(x, *first, *running[:2], *second, *running[2:], True, 1e-5, True)
+        y, m1, v1, m2, v2, z1, z2 = cuda.residual_block(x, *first, *running[:2], *second, *running[2:], True, 1e-5,
+                                                        True)
         return y, *cuda.residual_block_backward(grad, x, *first, m1, v1, z1, *second, m2, v2, z2, True, 1e-5, True)
 
     expected = step()

@@ -141,7 +141,8 @@ def main():
         dataset = training_set(config, arguments.frames, 0)
         seconds, counts = time.perf_counter() - start, [c.sharp.shape[0] for clips in dataset.clips for c in clips]
         rows.append({"measured": "decoding", "frames_per_s": sum(counts) / seconds})
-        print(f"decoding into the cache: {sum(counts)} frames of {len(counts)} clips, {sum(counts) / seconds:.0f} frames/s")
+        print(f"decoding into the cache: {sum(counts)} frames of {len(counts)} clips, "
+              f"{sum(counts) / seconds:.0f} frames/s")
         for name, share in (("still scenes", 0.0), ("moving scenes", 1.0)):
             parts = by_parts(replace(config, blur=BlurConfig(flow_share=share)), arguments.frames, arguments.samples)
             total = sum(parts.values())

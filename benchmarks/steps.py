@@ -9,8 +9,12 @@ import torch
 
 import dblr_fast
 import python_ref
+from dblr_fast.training.config import DataConfig, ModelConfig, PrecisionConfig, TrainConfig
+from dblr_fast.training.ranks import Ranks
+from dblr_fast.training.step import Step as TrainingStep
 
-EAGER, COMPILED, OURS = "eager torch", "torch.compile", "ours"
+EAGER, COMPILED, OURS, LOOP = "eager torch", "torch.compile", "ours", "ours, training loop"
+AUTOCAST = {"none": "off", "half": "fp16", "bf16": "bf16"}
 
 
 class Missing(Exception):
@@ -56,12 +60,41 @@ class Step:
         return time.perf_counter()
 
 
+class LoopStep:
+    """The training loop's own step, with its looks at values, the moving average and scaled gradients.
+
+    graph: as cuda_graphs has it. It has trained on the example: graphs come after three steps of warm-up.
+    """
+
+    trained = True
+
+    def __init__(self, precision, blocks, device, graph, example):
+        config = TrainConfig(
+            device=str(device), cuda_graphs=graph, data=DataConfig(crop=example[0].shape[-1]),
+            model=ModelConfig(frames=example[0].shape[1], blocks=blocks),
+            precision=PrecisionConfig(autocast=AUTOCAST[precision]))
+        flag = torch.backends.cudnn.allow_tf32
+        self.step, self.device, self.number = TrainingStep(config, Ranks(device=device)), device, 0
+        torch.backends.cudnn.allow_tf32 = flag  # a training's choice, not one for the peers
+        self.model = self.step.model
+        self.model.load_state_dict(network(OURS, blocks).state_dict())
+        for _ in range(4):
+            self.run(*example)
+
+    def run(self, frames, target):
+        self.step({"blurred": frames, "sharp": target, "numbers": torch.arange(len(frames))}, self.number)
+        self.number += 1
+
+    def __call__(self, *batch):
+        return {"step": common.timed(lambda: self.run(*batch), self.device)}
+
+
 class DeviceStep(Step):
     """On a GPU: the whole step, launched call by call or replayed as one CUDA graph."""
 
     def __init__(self, model, device, autocast, graph, example):
         super().__init__(model, device, autocast)
-        self.inputs, self.graph = [t.clone() for t in example], None
+        self.inputs, self.graph, self.trained = [t.clone() for t in example], None, graph
         if not graph:
             return
         side = torch.cuda.Stream()

@@ -5,8 +5,9 @@
 
 The peer is `python_ref.DBLRNet` in eager torch, channels_last, the allocator tuned; --peers adds the same under
 torch.compile. All start from the same random weights and take the same batches. On a CPU forward and backward are
-timed apart; on a GPU the whole step is, between device events, also as one CUDA graph for each. Medians over
-interleaved rounds; ratios are over eager torch in the same precision.
+timed apart; on a GPU the whole step is, between device events, also as one CUDA graph for each; there the training
+loop's own step, which looks at values before weights change, runs as well, launched and as cuda_graphs replays it.
+Medians over interleaved rounds; ratios are over eager torch in the same precision.
 
 GFLOP/s counts direct convolutions, forward once and backward twice; "of floor" is the time that those take at the
 rate of torch's own matrix product, measured in the same run, over the time taken. On a CPU "net MiB" is the peak
@@ -25,7 +26,7 @@ import common  # noqa: E402  (after the environment is set)
 import net_memory  # noqa: E402
 import steps  # noqa: E402
 import torch  # noqa: E402
-from steps import COMPILED, EAGER, OURS  # noqa: E402
+from steps import COMPILED, EAGER, LOOP, OURS  # noqa: E402
 
 PRECISIONS = {"none": "float32", "half": "half", "bf16": "bf16"}
 LEVELS = {"none": "exact", "half": "half", "bf16": "bf16"}
@@ -69,6 +70,10 @@ def built(arguments, batch, device):
                         name, precision, arguments.blocks, device, graph, batch)
             except steps.Missing as reason:
                 print(f"{name}, {PRECISIONS[precision]} is left out: {reason}")
+        if device.type == "cuda":
+            for graph in (False, True):
+                found[LOOP + ", CUDA graphs" * graph, precision] = steps.LoopStep(
+                    precision, arguments.blocks, device, graph, batch)
     return found
 
 
@@ -116,7 +121,7 @@ def measure(size, rates, arguments, device):
     memory = memories(found, size, arguments, device)
     wanted = steps.reference(arguments.blocks, *batch, device)
     errors = {candidate: [common.relative(*pair) for pair in zip(step.results(*batch), wanted)]
-              for candidate, step in found.items() if getattr(step, "graph", None) is None}  # capturing trained those
+              for candidate, step in found.items() if not getattr(step, "trained", False)}
     common.update_rates(rates, [LEVELS[precision] for _, precision in found], device)
     work = 3 * batch[0].shape[0] * common.operations(next(iter(found.values())).model, *batch[0].shape[2:])
     times = timed(found, size, arguments.repeats, device)
@@ -141,7 +146,7 @@ def measure(size, rates, arguments, device):
         more = f", net {net:.0f} MiB (x{row['ratio_net']:.2f} less)" if "ratio_net" in row else ""
         if "error" in row:
             more += f", error {row['error']:.1e} ({row['gradient_error']:.1e} of gradients)"
-        print(f"{size:>12} {name:24} {row['precision']:8} {parts}   {low * 1e3:.2f}..{high * 1e3:.2f} ms, "
+        print(f"{size:>12} {name:32} {row['precision']:8} {parts}   {low * 1e3:.2f}..{high * 1e3:.2f} ms, "
               f"{row['tflops'] * 1e3:.1f} GFLOP/s, {row['of_floor']:.2f} of floor{more}", flush=True)
     return rows
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from . import backends  # a package that is called: backends() -> {name: None or why it is off}
+from . import backends as backends  # a package that is called: backends() -> {name: None or why it is off}
 
 __version__ = "0.1.0"
 

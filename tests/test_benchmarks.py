@@ -199,6 +199,18 @@ def test_training_steps_start_from_the_same_network(common):
             assert common.relative(changed, pictures) > 1e-4, name
 
 
+def test_the_training_loops_step_is_measured_too(common):
+    import steps
+
+    cpu, frames = torch.device("cpu"), torch.rand(2, 5, 16, 16)
+    batch = frames, frames[:, 2:3]
+    for precision in ("none", "bf16"):
+        made = steps.LoopStep(precision, 1, cpu, False, batch)
+        start = made.model.conv1.weight.clone()
+        assert made(*batch)["step"] > 0 and made.number == 5 and made.trained
+        assert not torch.equal(made.model.conv1.weight, start)
+
+
 def chart(*arguments, **environment):
     return subprocess.run([sys.executable, BENCHMARKS / "chart.py", *map(str, arguments)], capture_output=True,
                           text=True, env={**os.environ, **environment})

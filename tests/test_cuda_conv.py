@@ -1,4 +1,4 @@
-"""The portable CUDA convolution and weight packing, run by the emulator and judged against float64 (kernel_cases.py)."""
+"""The portable CUDA convolution and weight packing, run by the emulator, judged against float64 (kernel_cases.py)."""
 
 import pytest
 import torch

@@ -6,12 +6,16 @@ import pytest
 import torch
 from cpu_cases import OPS, inputs, ours
 from cuda_cases import cases_of, compare_low
-from test_cpu_kernels import NORMED, compare, folded, name_of, network_of
+from test_cpu_kernels import NORMED, compare, name_of
+from test_cpu_network import folded, network_of
 from tolerance import assert_close_as_eager
+from training_cases import Windows, same_tree, small
 
 from dblr_fast import backends
 from dblr_fast.backends.cuda import CudaBackend
 from dblr_fast.engine import Engine
+from dblr_fast.training.ranks import Ranks
+from dblr_fast.training.step import Step
 
 REASON = ("torch finds no GPU" if not torch.cuda.is_available()
           else backends.get("cuda").unavailable(torch.device("cuda", 0)))
@@ -185,7 +189,8 @@ def test_training_step_in_a_graph():
 
     def step():
         x, first, second = tensors[0], tensors[1:5], tensors[5:]
-        y, m1, v1, m2, v2, z1, z2 = cuda.residual_block(x, *first, *running[:2], *second, *running[2:], True, 1e-5, True)
+        y, m1, v1, m2, v2, z1, z2 = cuda.residual_block(x, *first, *running[:2], *second, *running[2:], True, 1e-5,
+                                                        True)
         return y, *cuda.residual_block_backward(grad, x, *first, m1, v1, z1, *second, m2, v2, z2, True, 1e-5, True)
 
     expected = step()
@@ -195,6 +200,27 @@ def test_training_step_in_a_graph():
     for _ in range(2):
         graph.replay()
         assert all(torch.equal(a, b) for a, b in zip(results, expected))
+
+
+@pytest.mark.parametrize("changes", [dict(), dict(precision__autocast="bf16"), dict(precision__autocast="fp16"),
+                                     dict(loss__alpha=1e-2), dict(loss__alpha=1e-2, precision__autocast="bf16")],
+                         ids=str)
+def test_training_replayed_as_graphs(monkeypatch, changes):
+    """Eight steps, of which the last five are replayed: the same values, weights, statistics and gradient scales."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)  # of the discriminator's convolutions
+    results = []
+    for recorded in (False, True):
+        config = small("run", model__frames=5, model__width=64, optimiser__clip=1e-3, cuda_graphs=recorded, **changes)
+        step, windows = Step(config, Ranks(device=GPU)), Windows(24, 5)
+        values = []
+        for number in range(8):
+            samples = [windows[2 * number + i] for i in range(2)]
+            batch = {key: torch.stack([s[key] for s in samples]).pin_memory() for key in ("blurred", "sharp")}
+            values.append(step(batch | {"numbers": torch.tensor([2 * number, 2 * number + 1])}, number)[0])
+        results.append((values, step.state_dict()))
+    (plain, plain_state), (replayed, replayed_state) = results
+    assert repr(plain) == repr(replayed)  # a norm may be NaN where float16 overflows
+    assert same_tree(plain_state, replayed_state)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU only")

@@ -53,7 +53,8 @@ def library():
 
 @lru_cache(maxsize=None)
 def dump(library, *options):
-    return subprocess.run([disassembler(), *options, library.__file__], capture_output=True, text=True, check=True).stdout
+    done = subprocess.run([disassembler(), *options, library.__file__], capture_output=True, text=True, check=True)
+    return done.stdout
 
 
 @lru_cache(maxsize=None)

@@ -80,7 +80,10 @@ class Problem:
     def __init__(self, kind, shape, inner=64, out=64, adds=0, relu=False, affine=True, taps=False, stored=True):
         n, h, w = shape
         g = torch.Generator().manual_seed(crc32(repr((kind, shape, inner, out, adds, relu, affine, taps)).encode()))
-        draw = lambda *size: torch.randn(*size, generator=g)
+
+        def draw(*size):
+            return torch.randn(*size, generator=g)
+
         self.kind, self.shape, self.relu, self.stored = kind, shape, relu, stored
         self.x = draw(n, inner, h, w).to(TYPES[kind])
         self.weight = draw(out, inner, 3, 3) / (3 * inner ** 0.5)

@@ -65,7 +65,8 @@ def test_no_blur_is_no_change():
 def test_colours_are_blurred_alike():
     """Each of R, G, B as luma of its own, whose trajectory it shares; flow is that of their luma."""
     picture = colours(140, 180)
-    for (window, sharp), *alone in zip(made(picture[None], FAST), *(made(picture[None, ..., c], FAST) for c in range(3))):
+    channels = [made(picture[None, ..., c], FAST) for c in range(3)]
+    for (window, sharp), *alone in zip(made(picture[None], FAST), *channels):
         assert window.shape == (5, 48, 56, 3) and sharp.shape == (48, 56, 3)
         for channel, (one, centre) in enumerate(alone):
             assert np.array_equal(sharp[..., channel], centre) and np.abs(window[..., channel] - one).max() < 2e-3

@@ -98,7 +98,8 @@ def test_another_layout_is_refused(layout, tmp_path):
     (tmp_path / "documents").mkdir()
     with pytest.raises(Refusal) as caught:
         find(str(tmp_path), layout)
-    assert str(caught.value) == f"{tmp_path} is not laid out as {layout}: {LAYOUT_WANTED[layout]} is wanted; found documents"
+    assert str(caught.value) == (f"{tmp_path} is not laid out as {layout}: {LAYOUT_WANTED[layout]} is wanted; found "
+                                 "documents")
 
 
 @pytest.mark.parametrize("name", MAKE)

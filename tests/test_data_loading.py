@@ -126,7 +126,7 @@ def test_workers_end_with_an_error():
 
 
 def test_another_process(dataset):
-    """It makes the same samples from the configuration alone; and a feed that is left open does not keep it from ending."""
+    """It makes the same samples from the configuration alone; a feed that is left open does not keep it from ending."""
     code = ("import pickle, sys; from dblr_fast.data import batches, training_set\n"
             "feed = batches(training_set(pickle.load(sys.stdin.buffer), 3, 0), ([n] for n in range(10**9)), 1)\n"
             "print(next(feed)['blurred'].numpy().tobytes().hex(), flush=True)\nraise SystemExit(3)\n")
@@ -140,7 +140,8 @@ def test_damage_met_by_a_worker_is_named(tmp_path):
     path = write_pictures(tmp_path / "clip", count=5)
     dataset = training_set(settings(path, cache="off", held_out=0), 3, 0)
     (path / "00002.png").write_bytes(b"no picture")
-    with pytest.raises(Refusal, match="^.*00002.png is not a picture that can be read; take it out, or fetch it again$"):
+    with pytest.raises(Refusal, match="^.*00002.png is not a picture that can be read; take it out, or fetch it "
+                                      "again$"):
         take(batches(dataset, numbers(), 1), 20)
 
 

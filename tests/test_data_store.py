@@ -104,7 +104,8 @@ def test_off_keeps_nothing(tmp_path, monkeypatch):
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
     clip = footage(write_pictures(tmp_path / "clip"))
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(Refusal, match="the folder .*file/luma for decoded luma cannot be made .*; give another data.cache"):
+    with pytest.raises(Refusal, match="the folder .*file/luma for decoded luma cannot be made .*; give another "
+                                      "data.cache"):
         Store(str(tmp_path / "file" / "luma"), 1).open(clip)
 
     def full(footage):
@@ -156,7 +157,8 @@ def test_a_jpeg_with_a_preview_is_whole(tmp_path):
 
 @pytest.mark.parametrize("damage, said", [
     (lambda data: data[:len(data) * 2 // 3], "a.mkv is damaged|a.mkv .*could not be decoded"),
-    (lambda data: b"", "a.mkv cannot be read as a video"), (lambda data: b"text" * 99, "a.mkv cannot be read as a video")])
+    (lambda data: b"", "a.mkv cannot be read as a video"),
+    (lambda data: b"text" * 99, "a.mkv cannot be read as a video")])
 def test_damaged_videos_are_refused(damage, said, tmp_path):
     video = make_clip(tmp_path / "a.mkv", frames=60)
     video.write_bytes(damage(video.read_bytes()))

@@ -84,7 +84,7 @@ def place_of(sharp):
 
 
 def test_pairs_are_aligned_in_place_and_time(tmp_path):
-    """The window's frames are the clip's, its ends repeated; all are cut at one place; the sharp one is the centre's."""
+    """The window's frames are the clip's, its ends repeated; all are cut at one place; the sharp is the centre's."""
     dataset = training_set(settings(coded(tmp_path), flips=False, held_out=0), 5, 0)
     possible = {tuple(min(max(centre + d, 0), 8) - centre for d in range(-2, 3)) for centre in range(9)}
     seen = set()
@@ -99,8 +99,8 @@ def test_pairs_are_aligned_in_place_and_time(tmp_path):
 
 
 def test_flips_and_turns(tmp_path):
-    """Left to right and upside down where asked for; transposed and backwards where that is; each about half of the time,
-    and the same for all frames of a window."""
+    """Left to right and upside down where asked for; transposed and backwards where that is; each about half of the
+    time, and the same for all frames of a window."""
     coded(tmp_path)
     seen = {}
     for flips, turns in ((False, False), (True, False), (False, True), (True, True)):
@@ -182,7 +182,8 @@ def test_reduced_and_full_sizes(tmp_path):
     path = write_pictures(tmp_path / "clip", count=5, size=(240, 320), make=stripes)
 
     def periods(samples=20, **changes):
-        dataset = training_set(settings(path, crop=96, flips=False, held_out=0, cache=tmp_path / "cache", **CLEAN, **changes), 1, 0)
+        config = settings(path, crop=96, flips=False, held_out=0, cache=tmp_path / "cache", **CLEAN, **changes)
+        dataset = training_set(config, 1, 0)
         spectra = [np.abs(np.fft.rfft((dataset[i]["sharp"][0].mean(0) - dataset[i]["sharp"].mean()).numpy()))
                    for i in range(samples)]
         return np.array([96 / s.argmax() for s in spectra])

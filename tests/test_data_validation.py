@@ -22,7 +22,8 @@ def footage(tmp_path_factory):
 
 
 def on_footage(footage, **changes):
-    return settings(footage, validation_paths=(str(footage),), **{"validation_windows": 6, "validation_size": 40, **changes})
+    return settings(footage, validation_paths=(str(footage),),
+                    **{"validation_windows": 6, "validation_size": 40, **changes})
 
 
 @pytest.mark.parametrize("frames", [1, 5, 11])
@@ -108,7 +109,8 @@ def test_where_they_come_from(tmp_path):
     assert clips(tmp_path / "sharp", held_out=2, validation_windows=1) == ["deep_c"]
     one = validation_set(settings(tmp_path / "sharp" / "deep" / "a", validation_windows=2), 3)
     assert [w["name"] for w in one] == ["a frame 6", "a frame 7"]
-    with pytest.raises(Refusal, match="nothing to validate on, as no test split was found and data.held_out keeps no clip"):
+    with pytest.raises(Refusal, match="nothing to validate on, as no test split was found and data.held_out keeps no "
+                                      "clip"):
         clips(tmp_path / "sharp", held_out=0)
 
 

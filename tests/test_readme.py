@@ -76,5 +76,6 @@ def test_gate_commands_exist():
 
 
 def test_pictures_and_files_named_exist():
-    for name in re.findall(r"\]\(([\w/.]+)\)", README) + re.findall(r"`((?:examples|tests|benchmarks)/[\w./]+)`", README):
+    links = re.findall(r"\]\(([\w/.]+)\)", README)
+    for name in links + re.findall(r"`((?:examples|tests|benchmarks)/[\w./]+)`", README):
         assert (ROOT / name).exists(), name

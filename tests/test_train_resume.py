@@ -65,7 +65,8 @@ def test_a_checkpoint_is_complete(footage, tmp_path):  # noqa: F811
     ({"optimiser__lr": 5e-4}, "was written with optimiser.lr 0.001 and the configuration says 0.0005"),
     ({"model__width": 16}, "was written with model.width 8"), ({"loss__alpha": 1e-4}, "loss.alpha 0 and"),
     ({"data__crop": 32}, "data.crop 24"), ({"data__paths": ("other",)}, "data.paths"), ({"seed": 4}, "seed 3"),
-    ({"batch": 4}, "batch 2")])
+    ({"batch": 4}, "batch 2"), ({"data__held_out": 2}, "data.held_out 1"),
+    ({"data__validation_paths": ("other",)}, "data.validation_paths nothing and the configuration says .'other'.")])
 def test_a_checkpoint_of_another_configuration_is_refused(footage, tmp_path, changes, said):  # noqa: F811
     run = tmp_path.parent / "refused"
     if not run.exists():

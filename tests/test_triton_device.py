@@ -5,7 +5,8 @@ import pytest
 import torch
 from cpu_cases import OPS
 from cuda_cases import cases_of, compare_low
-from test_cpu_kernels import NORMED, compare, folded, name_of, network_of
+from test_cpu_kernels import NORMED, compare, name_of
+from test_cpu_network import folded, network_of
 from test_cuda_backend import EachLayerRounded
 from tolerance import assert_close_as_eager
 

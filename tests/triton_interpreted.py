@@ -10,7 +10,8 @@ import test_ops
 import torch
 from cpu_cases import OPS, WIDTHS, call_reference, inputs, ours
 from cuda_cases import cases_of, compare_low
-from test_cpu_kernels import NORMED, compare, folded, name_of, network_of, poisoned_memory  # noqa: F401
+from test_cpu_kernels import NORMED, compare, name_of, poisoned_memory  # noqa: F401
+from test_cpu_network import folded, network_of
 from test_cuda_backend import LAYOUTS, EachLayerRounded
 from test_model import SMALL, pair
 from tolerance import assert_close_as_eager

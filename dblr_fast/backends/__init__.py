@@ -102,7 +102,8 @@ def _level_refused(backend: Backend, device, precision: str, dtype: torch.dtype 
     dtypes = getattr(backend, "dtypes", None)
     if dtype is not None and dtypes is not None and dtype not in dtypes:
         offered = ", ".join(str(t).removeprefix("torch.") for t in dtypes)
-        return f"it computes in {offered}, not in {str(dtype).removeprefix('torch.')}; convert it, or take the torch backend"
+        return (f"it computes in {offered}, not in {str(dtype).removeprefix('torch.')}; convert it, or take the torch "
+                "backend")
     return backend.precisions(device).get(precision, "there is no such level")
 
 

@@ -106,8 +106,8 @@ class CudaBackend:
     def _check(self, index: int) -> str | None:
         major, minor = torch.cuda.get_device_capability(index)
         if major < 8:
-            return (f"the CUDA kernels need a GPU of compute capability 8.0 or later, cuda:{index} has {major}.{minor}; "
-                    f"take the torch backend")
+            return (f"the CUDA kernels need a GPU of compute capability 8.0 or later, cuda:{index} has "
+                    f"{major}.{minor}; take the torch backend")
         reason = self.module.self_check(index)
         return None if reason is None else (
             f"a test kernel failed on cuda:{index} ({reason}); build dblr_fast for this GPU (DBLR_FAST_CUDA_ARCHS), or "
@@ -244,8 +244,8 @@ class CudaBackend:
         with self.on(x.device):
             call = Call(self, x, self.level)
             grad = call.keep(grad.detach().contiguous())
-            d = [call.new_weight(w1), call.new(call.up(w1.shape[0])), call.new_weight(w2), call.new(call.up(w2.shape[0])),
-                 call.new(9, call.up(w3.shape[1])), call.new(1)]
+            d = [call.new_weight(w1), call.new(call.up(w1.shape[0])), call.new_weight(w2),
+                 call.new(call.up(w2.shape[0])), call.new(9, call.up(w3.shape[1])), call.new(1)]
             dx = call.new_map(x, x.shape[1]) if need_x else None
             self.module.reconstruct_backward(
                 call.call, call.allocate, grad.data_ptr(), KINDS[grad.dtype], call.map(x), call.map(h1), call.map(h2),

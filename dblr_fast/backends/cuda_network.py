@@ -108,7 +108,8 @@ class CudaNetwork:
         y0, y1, x0, x1 = valid
         h, w = frames.shape[2:]
         if not (0 <= y0 <= y1 <= h and 0 <= x0 <= x1 <= w):
-            raise ValueError(f"the part to compute must lie within {h} x {w}, got rows {y0} to {y1}, columns {x0} to {x1}")
+            raise ValueError(f"the part to compute must lie within {h} x {w}, got rows {y0} to {y1}, columns {x0} "
+                             f"to {x1}")
         frames = frames.detach().to(self.device, torch.float32)
         with self._backend.on(self.device):
             if not self._backend.emulated and torch.cuda.is_current_stream_capturing():

@@ -201,7 +201,8 @@ def synthesize_window(frames, rng, settings=BlurSettings(), origin=None):
     local = list(frames.cut(range(shape[0]) if moving else [centre], slice(y0, y1), slice(x0, x1)))
     sharp = _as_float(local[centre if moving else 0][top - y0:top - y0 + h, left - x0:left - x0 + w])
     light = [_light(frame, to_light) for frame in local]
-    scene = Moving([_grey(frame) for frame in local], light, centre, speed, settings.step) if moving else Still(light[0])
+    scene = (Moving([_grey(frame) for frame in local], light, centre, speed, settings.step) if moving
+             else Still(light[0]))
 
     shift_in, shift_out = np.eye(3), np.eye(3)
     shift_in[:2, 2] = left, top

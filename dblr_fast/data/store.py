@@ -117,8 +117,8 @@ class Store:
                 out.seek(0)
                 out.write(f"dblr_fast luma {count} {shape[0]} {shape[1]}".encode().ljust(_HEADER))
         except OSError as error:
-            raise Refusal(f"decoded luma cannot be written to {file.parent} ({error.strerror}); give another data.cache, "
-                          "or off") from None
+            raise Refusal(f"decoded luma cannot be written to {file.parent} ({error.strerror}); give another "
+                          "data.cache, or off") from None
 
 
 def _frames(footage: Footage):

@@ -43,8 +43,8 @@ class TrainingSet(torch.utils.data.Dataset):
         found = [f.held_out(0 if config.validation_paths else config.held_out) for f in find_all(config)]
         for source in found:
             if not source.train:
-                raise Refusal(f"{source.path} holds nothing to train on, only the test split of {source.layout}; give it "
-                              "in data.validation_paths")
+                raise Refusal(f"{source.path} holds nothing to train on, only the test split of {source.layout}; give "
+                              "it in data.validation_paths")
         weights = np.array(config.weights or [1.0] * len(found))
         self.weights = weights / weights.sum()
         self.store = Store(config.cache, config.cache_limit)
@@ -89,8 +89,8 @@ class Opened:
         """Raises Refusal where crops or windows do not fit."""
         _, height, width = self.sharp.shape
         if min(height, width) < crop:
-            raise Refusal(f"the frames of {self.path} are {width}x{height}, smaller than data.crop {crop}; give a smaller "
-                          "crop, or take that clip out")
+            raise Refusal(f"the frames of {self.path} are {width}x{height}, smaller than data.crop {crop}; give a "
+                          "smaller crop, or take that clip out")
         count = self.span[1] - self.span[0]
         if self.blurred is None and not moves:
             frames = 1

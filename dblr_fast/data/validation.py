@@ -78,8 +78,8 @@ def _clips(config: DataConfig) -> list[Opened]:
     else:
         parts = [f.held_out(config.held_out).test for f in find_all(config)]
     if not any(parts):
-        raise Refusal("there is nothing to validate on, as no test split was found and data.held_out keeps no clip; give "
-                      "data.validation_paths, or more clips, or switch validation off")
+        raise Refusal("there is nothing to validate on, as no test split was found and data.held_out keeps no clip; "
+                      "give data.validation_paths, or more clips, or switch validation off")
     store = Store(config.cache, config.cache_limit)
     return [clip for part in opened(parts, store, None, keep=False) for clip in part]
 
@@ -135,8 +135,8 @@ def _colours(footage: Footage, shape, needs: list[list[int]]) -> Iterator[_Colou
 def _sized(footage, number, picture, shape):
     if picture.shape[:2] != tuple(shape[1:]):
         (height, width), (h, w) = shape[1:], picture.shape[:2]
-        raise Refusal(f"{footage.pictures[number]} is {w}x{h} and the first picture of its folder {width}x{height}; all "
-                      "pictures of a clip must have one size")
+        raise Refusal(f"{footage.pictures[number]} is {w}x{h} and the first picture of its folder {width}x{height}; "
+                      "all pictures of a clip must have one size")
     return picture
 
 

@@ -18,7 +18,8 @@ def residual_block(x: Tensor, first: tuple[Tensor, ...], second: tuple[Tensor, .
 
     x: (N, C, H, W). first, second: (weight (C, C, 3, 3), bias, gamma, beta, running_mean, running_var, all
     (C,)). Returns (N, C, H, W), channels_last. Backward keeps x and, on a GPU and on torch, the two
-    convolutions' outputs; what else it needs is computed again. With training the running statistics are updated in place.
+    convolutions' outputs; what else it needs is computed again. With training the running statistics are updated in
+    place.
     Raises RuntimeError when shapes, dtypes or devices do not fit.
     """
     save = needs_gradient(x, *first[:4], *second[:4])

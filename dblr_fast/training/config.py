@@ -220,6 +220,9 @@ class TrainConfig:
     """Seed of the initial weights and of all samples."""
     device: str = "auto"
     """cpu, cuda or cuda:1; auto takes a GPU when there is one."""
+    cuda_graphs: bool = False
+    """Replay forward and backward as CUDA graphs, which saves the time of their launches and holds their memory
+    between steps; one process on a GPU. Off, as no GPU has measured yet whether that wins."""
     ema: float = 0.999
     """Decay of the moving average of the weights, which is what is validated and exported; 0 averages nothing."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -248,8 +251,9 @@ class TrainConfig:
 
 
 # What may differ between a checkpoint and the configuration that resumes it: no step computes anything else for it.
+# data.validation_paths is not among it: where it is empty, clips are held out of training.
 MAY_CHANGE = frozenset((
-    "folder", "resume", "steps", "device", "log.every", "log.tensorboard", "checkpoint.every", "validation.every",
-    "validation.patience", "validation.pictures", "data.validation_layouts", "data.validation_windows",
-    "data.validation_size", "data.cache", "data.cache_limit", "data.workers", "data.prefetch", "distributed.backend",
-    "distributed.timeout"))
+    "folder", "resume", "steps", "device", "cuda_graphs", "log.every", "log.tensorboard", "checkpoint.every",
+    "validation.every", "validation.patience", "validation.pictures", "data.validation_layouts",
+    "data.validation_windows", "data.validation_size", "data.cache", "data.cache_limit", "data.workers",
+    "data.prefetch", "distributed.backend", "distributed.timeout"))

@@ -13,6 +13,7 @@ from pathlib import Path
 from ..checkpoint import save_model
 from ..errors import Refusal
 from ..replace import replacing
+from . import graphs
 from . import state as states
 from .config import TrainConfig
 from .configuration import dump
@@ -49,6 +50,8 @@ def train(config: TrainConfig) -> Result:
     with joined(config.device, config.distributed.backend, config.distributed.timeout) as ranks:
         if config.precision.autocast == "fp16" and ranks.device.type != "cuda":
             raise Refusal(f"precision.autocast fp16 needs a GPU, and the device is {ranks.device}; take bf16 or off")
+        if config.cuda_graphs:
+            graphs.require_possible(ranks)
         return _Run(config, ranks).go()
 
 

@@ -1,8 +1,8 @@
 """One training step: the networks, their optimisers, and what a batch does to them.
 
-The step is launched call by call, not replayed as a CUDA graph: before any weight changes, the loss and the norm of
-the gradient are looked at (a NaN stops the run with the weights intact, a signal with a checkpoint), which a captured
-step, weights and all, leaves no room for.
+Before any weight changes, the loss and the norm of the gradient are looked at (a NaN stops the run with the weights
+intact, a signal with a checkpoint). So a step is made of passes, forward to backward, between which that happens; they
+are what `cuda_graphs` replays as CUDA graphs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .. import levels
 from ..gan import Discriminator
-from . import nonfinite
+from . import graphs, nonfinite
 from .config import TrainConfig
 from .losses import RESTORED, adversarial_loss, combined_loss, content_loss, discriminator_loss
 from .optimisation import Average, Schedule, optimiser
@@ -44,12 +44,14 @@ class Learner:
                 network, device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
                 gradient_as_bucket_view=True, **{_SYNC_BUFFERS: False})
 
-    def learn_from(self, loss: Tensor, step: int) -> Tensor:
-        """Backward; returns the norm of the gradient, before clipping. `advance` then takes the step."""
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def prepare(self, step: int) -> Tensor:
+        """After backward: the learning rate, and the gradient unscaled and clipped; returns its norm before clipping.
+        `advance` then takes the step."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.schedule.rate(step)
-        self.optimiser.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimiser)
         if self.config.optimiser.clip:
             return nn.utils.clip_grad_norm_(self.network.parameters(), self.config.optimiser.clip)
@@ -96,6 +98,10 @@ class Step:
             network = self._placed(Discriminator(hidden=part.hidden, pool=part.pool, width=part.width))
             self.critic = Learner(self._shared(network), part.lr or config.optimiser.lr, config, ranks)
             self.names += ["adversarial", "discriminator", "d_gradient", "d_real", "d_restored"]
+        passes = (ranks.device, getattr(torch, config.precision.dtype))
+        self.passes = (graphs.RecordedPasses(*passes, graphs.Recorder(ranks.device)) if config.cuda_graphs
+                       else graphs.Passes(*passes))
+        self._restored: Tensor | None = None  # from D's pass to G's
         torch.manual_seed(config.seed + 1 + ranks.rank)
 
     @property
@@ -117,7 +123,8 @@ class Step:
 
     @contextmanager
     def arithmetic(self):
-        """Context of the networks' forward: level and autocast."""
+        """Context of the networks' forward: level and autocast, whose copies of weights end with it: opened and closed
+        within a pass, it leaves no graph one that another made."""
         precision = self.config.precision
         kind = self.ranks.device.type
         with levels.precision(precision.level), torch.autocast(
@@ -130,25 +137,11 @@ class Step:
         stop: whether this process was asked to end. Returns ({name: value}, whether any process was). Raises
         nonfinite.NotFinite, in all processes, before any weight has changed.
         """
-        dtype = getattr(torch, self.config.precision.dtype)
-        blurred, sharp = (batch[k].to(self.ranks.device, dtype, non_blocking=True) for k in ("blurred", "sharp"))
-        with self.arithmetic():
-            restored = self.generator.run(blurred)
-        content = content_loss(restored, sharp)
-        loss, extra = content, []
-        if self.critic is not None:
-            extra = self._criticise(restored.detach(), sharp, number, batch)
-            self.critic.network.requires_grad_(False)  # G's gradient passes through D and leaves none there
-            with self.arithmetic():
-                logits = self.critic.network(restored)
-            adversarial = adversarial_loss(logits, self.config.loss.generator == "saturating")
-            self.critic.network.requires_grad_(True)
-            loss = combined_loss(content, adversarial, self.alpha)
-            extra = [adversarial.detach(), *extra]
-        middle = blurred.shape[1] // 2
-        before = content_loss(blurred[:, middle:middle + 1], sharp)
-        norm = self.generator.learn_from(loss, number)
-        values = self._agreed([loss.detach(), content.detach(), before, norm, *extra], stop)
+        frames = self.passes.placed(batch)
+        critic = [] if self.critic is None else self._train_critic(frames, number, batch)
+        loss, content, before, *adversarial = self.passes.run(self._generate, self.generator.optimiser, frames)
+        norm = self.generator.prepare(number)
+        values = self._agreed([loss, content, before, norm, *adversarial, *critic], stop)
         self._require_finite(self.generator, values[0], values[3], number, batch)
         self.generator.advance()
         self.average.update(self.model, number + 1)
@@ -157,18 +150,48 @@ class Step:
                 learner.schedule.observe(values[0])
         return dict(zip(self.names, values)), values[-1] > 0
 
-    def _criticise(self, restored: Tensor, sharp: Tensor, number: int, batch) -> list[Tensor]:
-        """D's step. Real and restored frames go through it apart, each normalised by its own statistics, as the
-        guidelines of the paper's [54] have it."""
-        with self.arithmetic():
-            real, fake = self.critic.run(sharp), self.critic.run(restored)
-        loss = discriminator_loss(real, fake)
-        norm = self.critic.learn_from(loss, number)
-        mean_loss, mean_norm, *_ = self._agreed([loss.detach(), norm], False)
+    def _train_critic(self, frames: list[Tensor], number: int, batch) -> list[Tensor]:
+        """D's step; its loss, the norm of its gradient, and the means of D(h)."""
+        loss, *means = self.passes.run(self._criticise, self.critic.optimiser, frames)
+        norm = self.critic.prepare(number)
+        mean_loss, mean_norm, *_ = self._agreed([loss, norm], False)
         self._require_finite(self.critic, mean_loss, mean_norm, number, batch)
         self.critic.advance()
-        real, fake = (logits.detach().float().softmax(1)[:, 1 - RESTORED].mean() for logits in (real, fake))
-        return [loss.detach(), norm, real, fake]
+        return [loss, norm, *means]
+
+    def _criticise(self, blurred: Tensor, sharp: Tensor) -> list[Tensor]:
+        """D's pass, with G's forward: D's loss and the means of D(h) over real and over restored frames. Those go
+        through it apart, each normalised by its own statistics, as the guidelines of the paper's [54] have it."""
+        with self.arithmetic():
+            self._restored = self.generator.run(blurred)
+        with self.arithmetic():
+            real, fake = self.critic.run(sharp), self.critic.run(self._restored.detach())
+        loss = discriminator_loss(real, fake)
+        self.critic.backward(loss)
+        return [loss.detach(), *(logits.detach().float().softmax(1)[:, 1 - RESTORED].mean() for logits in (real, fake))]
+
+    def _generate(self, blurred: Tensor, sharp: Tensor) -> list[Tensor]:
+        """G's pass, with its forward unless D's had it: loss, content loss, that of the blurred frames, adversarial
+        loss."""
+        if self.critic is None:
+            with self.arithmetic():
+                restored = self.generator.run(blurred)
+        else:  # held any longer, its autograd graph would tie a capture to the stream of the step before
+            restored, self._restored = self._restored, None
+        loss = content = content_loss(restored, sharp)
+        extra = []
+        if self.critic is not None:
+            self.critic.network.requires_grad_(False)  # G's gradient passes through D and leaves none there
+            with self.arithmetic():
+                logits = self.critic.network(restored)
+            adversarial = adversarial_loss(logits, self.config.loss.generator == "saturating")
+            self.critic.network.requires_grad_(True)
+            loss = combined_loss(content, adversarial, self.alpha)
+            extra = [adversarial.detach()]
+        middle = blurred.shape[1] // 2
+        before = content_loss(blurred[:, middle:middle + 1], sharp)
+        self.generator.backward(loss)
+        return [loss.detach(), content.detach(), before, *extra]
 
     def _agreed(self, values: list[Tensor], stop: bool) -> list[float]:
         """The values' means over all processes, and the share of processes that were asked to stop."""

@@ -1,0 +1,198 @@
+"""The whole network as the CPU backend runs it, at every level and on every instruction set that can run here."""
+
+import copy
+import threading
+
+import pytest
+import torch
+from test_cpu_kernels import (  # noqa: F401  (three are fixtures)
+    BACKEND,
+    BEST,
+    ISAS,
+    LAYOUTS,
+    isa,
+    poisoned_memory,
+    threads_as_before,
+)
+from tolerance import assert_close_as_eager
+
+import dblr_fast
+import python_ref
+from dblr_fast import _cpu
+from dblr_fast.backends.protocol import FoldedNetwork
+from dblr_fast.engine import fold
+
+
+def network_of(blocks=2, tail_skip=True, variant="3d", frames=5):
+    torch.manual_seed(0)
+    model = python_ref.DBLRNet(frames=frames, variant=variant, tail_skip=tail_skip, blocks=blocks)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(0, 0.05) if p.dim() > 1 else p.normal_(0, 0.1)
+        for m in model.modules():
+            if isinstance(m, torch.nn.BatchNorm2d):
+                m.weight.uniform_(0.5, 1.5)
+                m.running_mean.normal_(0, 0.1)
+                m.running_var.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+def folded(model) -> FoldedNetwork:
+    halves = [half for block in model.blocks for half in (block.first, block.second)]
+    model.body = lambda: [*halves, model.conv31, model.conv32]
+    return fold(model)
+
+
+@pytest.mark.parametrize("variant,frames,tail_skip,blocks", [
+    ("3d", 5, True, 2), ("3d", 5, False, 2), ("3d", 7, True, 0), ("multi", 5, True, 0), ("single", 1, False, 0)])
+@pytest.mark.parametrize("h,w", ((1, 1), (3, 5), (37, 53)))
+@torch.no_grad()
+def test_network(isa, variant, frames, tail_skip, blocks, h, w):  # noqa: F811
+    model = network_of(blocks, tail_skip, variant, frames)
+    network = BACKEND.network(folded(model), "exact", torch.device("cpu"))
+    x = torch.rand(16 if h * w < 100 else 1, frames, h, w)  # enough values to judge by
+    y = torch.cat([network(picture[None], (0, h, 0, w)) for picture in x])
+    tiny = h * w < 100  # too few values to learn from them what eager torch errs
+    assert_close_as_eager("network", y, model(x), copy.deepcopy(model).double()(x.double()), winograd=int(tiny))
+    assert torch.equal(y[:1], network(LAYOUTS["transposed"](x[:1]), (0, h, 0, w)))
+
+
+@torch.no_grad()
+def test_network_on_a_part_agrees_with_the_whole(isa):  # noqa: F811
+    """Up to rounding: Winograd's tiles on the part's border hold zeros for what lies outside and does not count."""
+    model = network_of(1)
+    network = BACKEND.network(folded(model), "exact", torch.device("cpu"))
+    x = torch.rand(1, 5, 41, 67)
+    eager, exact = model(x), copy.deepcopy(model).double()(x.double())
+    for y0, y1, x0, x1 in ((0, 41, 0, 67), (0, 1, 0, 1), (40, 41, 66, 67), (7, 30, 20, 21), (13, 29, 9, 60)):
+        parts = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            parts.append(network(x, (y0, y1, x0, x1)))
+        assert torch.equal(*parts)
+        here = (..., slice(y0, y1), slice(x0, x1))
+        assert_close_as_eager("part", parts[0], eager[here], exact[here], exact.abs().max().item(), winograd=1)
+    with pytest.raises(ValueError, match="within 41 x 67"):
+        network(x, (0, 42, 0, 67))
+
+
+@torch.no_grad()
+def test_network_reuses_its_workspace_and_serves_threads_at_once():
+    network = BACKEND.network(folded(network_of(0)), "exact", torch.device("cpu"))
+    pictures = [torch.rand(1, 5, h, 40) for h in (40, 20, 30)]
+    expected = [network(x, (0, x.shape[2], 0, 40)) for x in pictures]
+    assert len(network._spare) == 1
+    assert network.workspace_bytes(40, 40) > network._spare[0].numel() > 0
+    assert network.workspace_bytes(4000, 40) == network.workspace_bytes(1000, 40), "rows are to be streamed"
+    address, failures = network._spare[0].data_ptr(), []
+    network(pictures[1], (0, 20, 0, 40))
+    assert network._spare[0].data_ptr() == address
+
+    def work(i):
+        for _ in range(4):
+            x = pictures[i]
+            if not torch.equal(network(x, (0, x.shape[2], 0, 40)), expected[i]):
+                failures.append(i)
+
+    threads = [threading.Thread(target=work, args=(i % 3,)) for i in range(6)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not failures
+
+
+@torch.no_grad()
+def test_fast_errs_little_more(isa):  # noqa: F811
+    """F(6x6): 2 to 4 times the error of eager torch is what the level promises (README, "Precision")."""
+    model = network_of(2)
+    x = torch.rand(1, 5, 37, 53)
+    y = BACKEND.network(folded(model), "fast", torch.device("cpu"))(x, (0, 37, 0, 53))
+    exact, eager = copy.deepcopy(model).double()(x.double()), model(x)
+    assert (y - exact).norm() < 4 * (eager - exact).norm()
+
+
+@torch.no_grad()
+def test_half_keeps_maps_in_16_bits(isa):  # noqa: F811
+    """Every layer adds a rounding to 11 bits, which the next may double; maps take half the memory of fast's."""
+    model = network_of(2)
+    half, fast = (BACKEND.network(folded(model), level, torch.device("cpu")) for level in ("half", "fast"))
+    x = torch.rand(1, 5, 37, 53)
+    y, exact = half(x, (0, 37, 0, 53)), copy.deepcopy(model).double()(x.double())
+    limit = 2 * (2 * 2 + 7) ** 0.5 * 2 ** -11 * exact.norm()
+    assert (y - exact).norm() < limit
+    maps = [network._network.workspace_bytes(100, 200, (0, 100, 0, 200)) for network in (half, fast)]
+    assert maps[0] < 0.65 * maps[1]  # the stem's inner map stays as it is
+    part = half(x, (9, 30, 20, 41))
+    assert (part - exact[:, :, 9:30, 20:41]).norm() < limit
+    x[0, 2, 20, 20] = torch.nan
+    assert half(x, (0, 37, 0, 53)).isnan().any()
+
+
+@torch.no_grad()
+def test_half_refuses_what_16_bits_cannot_hold(isa):  # noqa: F811
+    model = network_of(1)
+    model.blocks[0].second.bn.weight.mul_(1e6)
+    network = BACKEND.network(folded(model), "half", torch.device("cpu"))
+    with pytest.raises(ValueError, match="Layer 4 of 9 gave values beyond 65504.*take precision exact or fast"):
+        network(torch.rand(1, 5, 11, 13), (0, 11, 0, 13))
+
+
+@torch.no_grad()
+def test_half_numbers_are_rounded_to_nearest(isa):  # noqa: F811
+    """The identity network hands each pixel through all layers: what is a number in 16 bits stays as it is."""
+    model = dblr_fast.DBLRNet(width=64, blocks=1, init="identity").eval()
+    network = BACKEND.network(fold(model), "half", torch.device("cpu"))
+    x = torch.linspace(-1, 3, 5 * 40 * 50).view(1, 5, 40, 50)
+    x[0, 2, :20] = 10.0 ** torch.linspace(-9, 3, 20 * 50).view(20, 50)
+    y, centre = network(x, (0, 40, 0, 50)), x[:, 2:3]
+    kept = centre.clamp(min=0).half().float()  # L1 and L2 end in a ReLU
+    assert ((y - kept).abs() <= 2 * (centre.abs() * 2 ** -10 + 2 ** -24) + 1e-6 * centre.abs().max()).all()
+
+
+@torch.no_grad()
+def test_bf16_makes_products_of_8_bits(isa):  # noqa: F811
+    """Maps and both sides of every product are rounded to 8 bits; Winograd's transforms double what that errs."""
+    model = network_of(2)
+    if not _cpu.has_bf16():
+        with pytest.raises(ValueError, match="no products in bf16.*take half, which is more exact, or fast"):
+            BACKEND.network(folded(model), "bf16", torch.device("cpu"))
+        return
+    network = BACKEND.network(folded(model), "bf16", torch.device("cpu"))
+    x = torch.rand(1, 5, 37, 53)
+    y, exact = network(x, (0, 37, 0, 53)), copy.deepcopy(model).double()(x.double())
+    limit = 4 * (2 * 2 + 7) ** 0.5 * 2 ** -8 * exact.norm()
+    assert 2 ** -9 * exact.norm() < (y - exact).norm() < limit
+    part = network(x, (9, 30, 20, 41))
+    assert (part - exact[:, :, 9:30, 20:41]).norm() < limit
+    assert torch.equal(network(x * 1e30, (0, 37, 0, 53)).isfinite(), torch.ones(1, 1, 37, 53, dtype=torch.bool))
+    x[0, 2, 20, 20] = torch.nan
+    assert network(x, (0, 37, 0, 53)).isnan().any()
+
+
+def test_some_instruction_set_here_makes_bf16_products():
+    """Where AVX2 runs, a model of AVX512-BF16 does."""
+    if ISAS.get("avx512_model", "not built"):
+        pytest.skip(f"avx512_model: {ISAS.get('avx512_model', 'not built')}")
+    _cpu.set_isa("avx512_model")
+    try:
+        assert _cpu.has_bf16() and BACKEND.precisions()["bf16"] is None
+    finally:
+        _cpu.set_isa(BEST)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("level", ("half", "bf16"))
+def test_widths_that_do_not_suit_winograd_stay_in_float32(level):
+    chosen = "avx512_model" if not ISAS.get("avx512_model", "not built") else BEST
+    _cpu.set_isa(chosen)
+    try:
+        if level == "bf16" and not _cpu.has_bf16():
+            pytest.skip(f"{chosen} makes no products in bf16")
+        torch.manual_seed(0)
+        model = dblr_fast.DBLRNet(width=12, blocks=1).eval()
+        x = torch.rand(1, 5, 9, 11)
+        exact, narrow = (BACKEND.network(fold(model), name, torch.device("cpu")) for name in ("exact", level))
+        torch.testing.assert_close(exact(x, (0, 9, 0, 11)), narrow(x, (0, 9, 0, 11)))
+    finally:
+        _cpu.set_isa(BEST)

@@ -95,10 +95,12 @@ def test_train_resume_and_ship(pool, tmp_path, monkeypatch):
     assert torch.equal(model.conv31.conv.weight, second["average"]["conv31.conv.weight"])
     # Going on from the file: what it holds is kept, and a block that was silent writes, but not into the picture.
     first_weights.main([*command, "--start", str(tmp_path / "w.safetensors"), "--run", str(tmp_path / "on"),
-                        "--stages", "0:2:2x48", "--steps", "0", "--weights", ""])
+                        "--stages", "0:2:2x48", "--steps", "0", "--weights", str(tmp_path / "on.safetensors")])
     begun = torch.load(tmp_path / "on" / "checkpoint.pt", weights_only=True)["model"]
     woken = "blocks.1.second.bn.weight"
     assert not model.state_dict()[woken].any() and begun[woken][1:].all() and begun[woken][0] == 0
+    history = json.loads(read_metadata(tmp_path / "on.safetensors")["training"])
+    assert history["steps"] == 0 and history["start"]["steps"] == 5
     for name, value in model.state_dict().items():
         assert name == woken or torch.equal(begun[name], value)
     metadata = read_metadata(tmp_path / "w.safetensors")

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..checkpoint import load_model, save_model
+from ..checkpoint import load_model, read_metadata, save_model
 from .recipe import ALL, FlatResponse, calibrate, charbonnier, optimisers, restore, start_, wake_
 
 # From a share of the time on, so many blocks learn from so many windows of a side. Small crops are many, large
@@ -78,7 +78,9 @@ class Run:
         torch.manual_seed(args.seed)
         self.stages = parse_stages(args.stages)
         self.model = start_(load_class(args.model)(), self.stages[0][1])
+        self.origin = "identity, awake beside the picture's channel"
         if args.start:
+            self.origin = json.loads(read_metadata(args.start).get("training", "{}"))
             self.model.load_state_dict(load_model(args.start).state_dict())
             wake_(self.model, self.stages[0][1])
         self.model.to(self.device).eval()
@@ -116,7 +118,7 @@ class Run:
                         "optimiser": f"Muon, {self.args.lr_kernels:g}, for kernels, Adam, {self.args.lr:g}, for "
                                      "the rest; 40 steps of warm-up, linear fall after a third of the time",
                         "stages": self.args.stages, "batch": self.args.batch,
-                        "start": self.args.start or "identity, awake beside the picture's channel",
+                        "start": self.origin,
                         "batch_norm": "statistics measured at the start and held",
                         "weights": f"moving average, {self.args.decay:g}", "hours": round(self.hours, 2),
                         "device": self.args.device_name}
@@ -223,7 +225,8 @@ def main(argv=None):
     t = commands.add_parser("train", help="train from a pool")
     t.add_argument("--pool", required=True)
     t.add_argument("--run", required=True, help="folder of the checkpoint")
-    t.add_argument("--start", help="safetensors file to go on from, its batch-norm statistics held; otherwise the identity")
+    t.add_argument("--start", help="safetensors file to go on from, its batch-norm statistics held; otherwise the "
+                                   "identity")
     t.add_argument("--minutes", type=float, default=90.0, help="from the first start of the run")
     t.add_argument("--end", type=float, help="when to end instead, in seconds since 1970")
     t.add_argument("--steps", type=int, default=-1, help="end after so many steps at the latest")

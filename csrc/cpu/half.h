@@ -1,4 +1,5 @@
-// Vectors of a map kept in its own type or in 16 bits (binary16 or bf16), to nearest even. Included by the kernel files alone.
+// Vectors of a map kept in its own type or in 16 bits (binary16 or bf16), to nearest even. Included by the kernel files
+// alone.
 namespace dblr {
 namespace {
 
@@ -16,7 +17,9 @@ DBLR_INLINE void narrow(Half* p, __m512 v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtps_ph(0xffff, v, _MM_FROUND_TO_NEAREST_INT));
 }
 #else
-DBLR_INLINE __m256 widen(const Half* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+DBLR_INLINE __m256 widen(const Half* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
 DBLR_INLINE void narrow(Half* p, __m256 v) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 }

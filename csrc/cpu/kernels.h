@@ -81,8 +81,8 @@ template <class V, class S> struct WinogradInput {
   Index position;
 };
 
-// out[position][tile][oc] = sum over ic of in[position][tile][ic] * weights[position][block][ic][oc of the block]; where
-// products are made in pairs (Bf16) the weights lie [ic / 2][oc][ic % 2].
+// out[position][tile][oc] = sum over ic of in[position][tile][ic] * weights[position][block][ic][oc of the block];
+// where products are made in pairs (Bf16) the weights lie [ic / 2][oc][ic % 2].
 template <class T, class V> struct WinogradProduct {
   const V* in;
   Index in_position;

@@ -14,7 +14,9 @@ Network::Network(int threads, const Shape& shape, const ConvPair<float>& stem, c
                  const ConvPair<float>& tail, const float* w3, float b3, bool tail_skip, Level level)
     : shape_(shape), kernels_(kernels_of<float>(table())), level_(level), b3_(b3), tail_skip_(tail_skip) {
   if (level == Level::bf16 && !bf16_kernels()) throw std::invalid_argument("This CPU makes no products in bf16.");
-  const auto suits = [&](Index out, Index in) { return winograd_tile<float>(kernels_, forward_filter<float>(nullptr, out, in)); };
+  const auto suits = [&](Index out, Index in) {
+    return winograd_tile<float>(kernels_, forward_filter<float>(nullptr, out, in)) != 0;
+  };
   skewed_ = suits(shape.width, shape.middle) && suits(shape.width, shape.width) && suits(shape.tail, shape.width) &&
             suits(shape.tail, shape.tail);
   if (!skewed_) {

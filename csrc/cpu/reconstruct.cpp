@@ -55,8 +55,8 @@ template <class T> TailScratch scratch_of(const Kernels<T>& kernels, const Weigh
 }
 
 template <class T, class In, class V>
-void products_by_winograd(const Run<T>& run, const typename FromMap<T, In>::type& h1, Index pictures, const Rect& readable,
-                          const Tail<T>& tail, const Rect& region, Map<T> h2, Map<T> taps) {
+void products_by_winograd(const Run<T>& run, const typename FromMap<T, In>::type& h1, Index pictures,
+                          const Rect& readable, const Tail<T>& tail, const Rect& region, Map<T> h2, Map<T> taps) {
   const Weights<T>& second = *tail.second;
   const TailScratch size = scratch_of(run.kernels, second);
   const WinogradTiling tiling(region, second.tile, run.threads, winograd_block(second.tile, second.in), taps.shift);
@@ -183,7 +183,8 @@ void reconstruct(const Run<T>& run, Map<const T> x, const Tail<T>& tail, const R
 // convolution reads.
 template <class T>
 void reconstruct_backward(int threads, Map<const T> grad, Map<const T> x, Map<const T> h1, Map<const T> h2,
-                          const ConvPair<T>& p, const T* w3, Map<T> dx, T* dw1, T* db1, T* dw2, T* db2, T* dw3, T* db3) {
+                          const ConvPair<T>& p, const T* w3, Map<T> dx, T* dw1, T* db1, T* dw2, T* db2, T* dw3,
+                          T* db3) {
   const Run<T> run(threads);
   const Index h = x.h, w = x.w, band_rows = std::min(h, std::max<Index>(kBandPixels / w, 16));
   // L35 has one output channel. With the roles of input and gradient exchanged, and the kernel turned, its
@@ -218,7 +219,8 @@ void reconstruct_backward(int threads, Map<const T> grad, Map<const T> x, Map<co
       const Map<T> dh1 = part_of_picture(dh1_data.data(), p.middle, one, h, w);
       const Map<T> dh2 = part_of_picture(dh2_data.data(), p.out, two, h, w);
       back(picture(grad), third, two, dh2, picture(h2));
-      weight_gradient<T>(run, {copy_of(picture(h1)), copy_of(constant(dh2)), band, dw2, p.middle * 9, 9, false, add, db2});
+      weight_gradient<T>(run, {copy_of(picture(h1)), copy_of(constant(dh2)), band, dw2, p.middle * 9, 9, false, add,
+                               db2});
       back(constant(dh2), second, one, dh1, picture(h1));
       weight_gradient<T>(run, {copy_of(picture(x)), copy_of(constant(dh1)), band, dw1, p.in * 9, 9, false, add, db1});
       if (dx.data) back(constant(dh1), first, band, picture(dx), {});

@@ -63,7 +63,8 @@ void stem_backward(int threads, Map<const T> grad, Map<const T> x, Map<const T> 
       c.mask = constant(middle);
       convolve(run, c);
       weight_gradient<T>(run, {copy_of(constant(middle)), dz2, band, dw2, p.middle * 9, 9, false, add, db2});
-      weight_gradient<T>(run, {copy_of(picture(x)), copy_of(constant(gradient)), band, dw1, p.in * 9, 9, false, add, db1});
+      weight_gradient<T>(run, {copy_of(picture(x)), copy_of(constant(gradient)), band, dw1, p.in * 9, 9, false, add,
+                               db1});
       if (!dx.data) continue;
       c = {};
       c.source = copy_of(constant(gradient));

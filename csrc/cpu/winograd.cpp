@@ -150,7 +150,8 @@ Index winograd_block(Index tile, Index in) {
 
 WinogradTiling::WinogradTiling(const Rect& region, int tile, int threads, Index most, Index shift)
     : tile(tile), shift(shift), y0((region.y0 + shift) / tile), x0(region.x0 / tile),
-      down(divide_up(region.y1 + shift, tile) - y0), across(divide_up(region.x1, tile) - x0), blocks(divide_up(across, most)) {
+      down(divide_up(region.y1 + shift, tile) - y0), across(divide_up(region.x1, tile) - x0),
+      blocks(divide_up(across, most)) {
   const Index even = divide_up(blocks, threads) * threads;
   if (across >= even * kFewTiles) blocks = even;
 }
@@ -205,11 +206,12 @@ void TileLoader<T, In, V>::load(const From& source, const WinogradTiling::Block&
 template <class T, class In, class V>
 WinogradBlocks<T, In, V>::WinogradBlocks(const Kernels<T>& kernels, const Weights<T>& w)
     : kernels_(kernels), weights_(w),
-      loader_{kernels, input_transform<V, In>(kernels, w.tile), w.tile, 1, 0, w.in, position<V>(winograd_block(w.tile, w.in), w.in)},
-      tile_(w.tile), side_(w.tile + 2), tiles_(winograd_block(w.tile, w.in)), group_(std::max<Index>(kGroup / w.width() * w.width(), w.width())) {
+      loader_{kernels, input_transform<V, In>(kernels, w.tile), w.tile, 1, 0, w.in, 0}, tile_(w.tile), side_(w.tile + 2),
+      tiles_(winograd_block(w.tile, w.in)), group_(std::max<Index>(kGroup / w.width() * w.width(), w.width())) {
   const auto elements = [](Index count, std::size_t size) {  // of T, for the scratch of other types; whole cache lines
     return static_cast<Index>((count * size + 63) / 64 * 64 / sizeof(T));
   };
+  loader_.position = position<V>(tiles_, w.in);
   out_position_ = position<T>(tiles_, std::min(group_, w.out));
   rows_ = elements(loader_.rows(), sizeof(In));
   in_ = elements(side_ * side_ * loader_.position, sizeof(V));

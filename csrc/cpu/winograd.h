@@ -8,7 +8,8 @@
 
 namespace dblr {
 
-// The side of the tiles with which a convolution goes, `wanted` or 0: few channels are faster without, and float64 is there for accuracy.
+// The side of the tiles with which a convolution goes, `wanted` or 0: few channels are faster without, and float64 is
+// there for accuracy.
 template <class T> int winograd_tile(const Kernels<T>& k, const Filter<T>& f, int wanted = 4);
 
 // Transforms the weights of `channels` output channels from `first` on: to[position][ic][stride], or in bf16

@@ -10,8 +10,8 @@ namespace {
 
 // Channels in and out that one task sums: 576 KB of sums in float32.
 constexpr Index kRange = 64;
-// Tasks are (group of blocks) x (range of channels in) x (range out), at least kTasks where there are blocks enough, and
-// at least kParts groups, to keep sums short. As in the direct kernels the groups are added up in order.
+// Tasks are (group of blocks) x (range of channels in) x (range out), at least kTasks where there are blocks enough,
+// and at least kParts groups, to keep sums short. As in the direct kernels the groups are added up in order.
 constexpr Index kTasks = 16, kParts = 2;
 
 Index divide_up(Index a, Index b) { return (a + b - 1) / b; }

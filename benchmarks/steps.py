@@ -73,9 +73,11 @@ class LoopStep:
             device=str(device), cuda_graphs=graph, data=DataConfig(crop=example[0].shape[-1]),
             model=ModelConfig(frames=example[0].shape[1], blocks=blocks),
             precision=PrecisionConfig(autocast=AUTOCAST[precision]))
-        flag = torch.backends.cudnn.allow_tf32
+        switches = torch.backends.cudnn, torch.backends.cuda.matmul
+        before = [switch.allow_tf32 for switch in switches]
         self.step, self.device, self.number = TrainingStep(config, Ranks(device=device)), device, 0
-        torch.backends.cudnn.allow_tf32 = flag  # a training's choice, not one for the peers
+        for switch, value in zip(switches, before):  # a training's choice, not one for the peers
+            switch.allow_tf32 = value
         self.model = self.step.model
         self.model.load_state_dict(network(OURS, blocks).state_dict())
         for _ in range(4):

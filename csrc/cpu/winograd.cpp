@@ -15,8 +15,7 @@ namespace {
 
 // Tiles in a block, a multiple of every register tile; cut smaller for the sake of equal shares, a block has at least
 // kFewTiles. Of 64 channels, 24 transformed tiles of F(4x4) take 216 KB, of F(6x6) 384 KB, and their products as much:
-// these do not fit into 512 KB, and half as many do (1.04 to 1.06 times as fast on a Zen 3). Wider maps fit in no case,
-// and more tiles then share the weights.
+// these do not fit into 512 KB, and half as many do. Wider maps fit in no case, and more tiles then share the weights.
 constexpr Index kTiles = 24, kTilesInSmallCache = 12, kFewTiles = 8;
 constexpr Index kSmallCache = 1 << 20, kNarrow = 64;
 // Output channels between two transforms, and tiles whose input is gathered at a time where it cannot be read in place.

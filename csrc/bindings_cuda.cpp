@@ -15,7 +15,9 @@
 
 #include "cuda/network.h"
 #include "cuda/ops.h"
-#ifndef DBLR_EMULATED
+#ifdef DBLR_EMULATED
+#include "emulator/controls.h"
+#else
 #include "cuda/device.h"
 #endif
 
@@ -222,16 +224,7 @@ py::dict facts() {
 
 #ifdef DBLR_EMULATED
 
-void bind_device(py::module_& m) {
-  m.def(
-      "set_device",
-      [](int major, int minor, int multiprocessors, std::size_t shared) {
-        emulated::set_device({major, minor, multiprocessors, shared});
-      },
-      py::arg("major") = 9, py::arg("minor") = 0, py::arg("multiprocessors") = 4, py::arg("shared") = 232448,
-      "What the emulated GPU is, from the next launch on.");
-  m.def("set_seed", &emulated::set_seed, py::arg("seed"), "The order of threads and blocks follows from it.");
-}
+void bind_device(py::module_& m) { emulated::bind_controls(m); }
 
 #else
 

@@ -31,6 +31,7 @@ TAPS = "test_cuda_gradients.py::test_backward_of_taps", ""
 SUMS = "test_cuda_gradients.py::test_channel_sums_and_relu", ""
 ROWS = "test_cuda_sm90.py::test_long_walk", "f16 and not bf16"
 ADDED = "test_cuda_sm90.py::test_epilogue", "f16 and not bf16"
+WIDE = "test_cuda_sm90.py::test_clusters", "f16 and not bf16"
 DEEP = "test_cuda_sm90.py::test_deep_with_taps", "f16 and not bf16"
 
 
@@ -142,6 +143,16 @@ MUTANTS = [
            "barrier_arrive_in(empty + 8 * (s % kRing), s % cluster);", "s % cluster", "(s + 1) % cluster", DEEP),
     Mutant("cluster: rows sent to one block alone", "conv3x3_sm90_ring.cuh", "ready, (1 << cluster) - 1);",
            "(1 << cluster) - 1", "1 << rank", DEEP),
+    Mutant("cluster: a row is overwritten once one block has read it (64 in)", "conv3x3_sm90_ring.cuh",
+           "barrier_init(empty + 8 * i, kWarps * cluster);", "kWarps * cluster", "kWarps", WIDE),
+    Mutant("cluster: a row is fetched twice (64 in)", "conv3x3_sm90_ring.cuh", "if (s % cluster == rank) {",
+           "s % cluster == rank", "s % cluster == rank || s == 9 && rank == 0", WIDE),
+    Mutant("cluster: blocks start before barriers are made (64 in)", "conv3x3_sm90.cuh",
+           "sync_blocks<cluster>();\n  Walk walk", "sync_blocks<cluster>();", "", WIDE),
+    Mutant("cluster: a block leaves while others need it (64 in)", "conv3x3_sm90.cuh",
+           "sync_blocks<cluster>();  // none leaves", "sync_blocks<cluster>();", "", WIDE),
+    Mutant("cluster: a block leaves while others need it", "conv3x3_sm90_deep.cuh",
+           "sync_blocks<cluster>();  // none leaves", "sync_blocks<cluster>();", "", DEEP),
     Mutant("cluster: blocks start before barriers are made", "conv3x3_sm90_deep.cuh",
            "sync_blocks<cluster>();\n  const int chunk",
            "sync_blocks<cluster>();", "", DEEP),

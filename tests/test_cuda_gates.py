@@ -81,6 +81,26 @@ def test_every_kernel_states_its_registers():
     assert not [name for name, budget in notes().items() if budget is None]
 
 
+def test_launchers_ask_nothing_that_a_stream_under_capture_forbids_and_check_every_answer():
+    """The self-check of device.cu runs when a backend is chosen, never within an op."""
+    checked = {"cudaGetDevice", "cudaFuncSetAttribute", "cudaDeviceGetAttribute", "cudaLaunchKernelEx",
+               "cudaOccupancyMaxActiveClusters", "cudaGetDriverEntryPointByVersion"}
+    seen, faults = set(), []
+    for path in sorted([*SOURCES.glob("*.cu"), *SOURCES.glob("*.cuh"), *SOURCES.glob("*.h")]):
+        if path.stem == "device":
+            continue
+        code = re.sub(r"//.*", "", path.read_text())
+        assert "<<<" not in code, f"{path.name} launches without `launch`"
+        for call in re.finditer(r"\bcu(?:da)?[A-Z]\w*(?=\()", code):
+            statement = re.split(r"[;{}]", code[:call.start()])[-1]
+            seen.add(call[0])
+            if call[0] in ("cudaGetLastError", "cudaGetErrorString"):  # of an error that is being told
+                continue
+            if call[0] not in checked or not re.search(r"\bcheck\(|cudaError_t error =", statement):
+                faults.append(f"{path.name}: {call[0]}")
+    assert not faults and checked <= seen, faults
+
+
 def test_registers_and_spills(library):
     budgets, seen, faults = notes(), set(), []
     for arch, function, registers, stack, local in resources(library):

@@ -1,6 +1,8 @@
 #include "conv3x3_sm90.cuh"
 
 #include <algorithm>
+#include <array>
+#include <initializer_list>
 #include <string>
 
 #include "conv3x3_sm90_deep.cuh"
@@ -31,9 +33,51 @@ bool like(const Map& map, const Map& x, Index out) {
 
 Index strips_of(const Map& x) { return (x.w + sm90::kColumns - 1) / sm90::kColumns; }
 
-// Blocks of one chunk of out channels: together they fill the GPU, none is idle.
-unsigned blocks_of_chunk(Index units, Index out_chunks) {
-  return static_cast<unsigned>(std::min(units, std::max<Index>(1, device_facts().multiprocessors / out_chunks)));
+// How the work is cut: shares of the picture, each done by a block for every chunk of out channels, `cluster` of which
+// work side by side on the same pixels.
+struct Cut {
+  Index shares;
+  int cluster;
+};
+
+// The cut that keeps the most multiprocessors busy. A cluster lies within one group of the GPU's multiprocessors, so
+// the wider it is the more of them may be left over: clusters of 4 leave 4 to 16 of an H100's 132 idle, 2 none. Among
+// equals the widest, which reads pixels from L2 the fewest times. `at_once` tells how many clusters of a size run.
+template <class AtOnce> Cut cut_of(Index units, int chunks, std::initializer_list<int> sizes, const AtOnce& at_once) {
+  Cut best{device_facts().multiprocessors / chunks, 1};
+  for (const int size : sizes) {
+    if (chunks % size != 0) continue;
+    const Index shares = static_cast<Index>(at_once(size)) * size / chunks;
+    if (shares > 0 && shares >= best.shares) best = {shares, size};
+  }
+  best.shares = std::min(units, std::max<Index>(1, best.shares));
+  return best;
+}
+
+// A kernel for each size of cluster, as indices of its exponent of 2.
+template <class P> using Kernels = std::array<void (*)(P), 3>;
+
+template <class E> Kernels<sm90::Params> wide_kernels() {
+  return {sm90::conv3x3_sm90_kernel<E, 1>, sm90::conv3x3_sm90_kernel<E, 2>, sm90::conv3x3_sm90_kernel<E, 4>};
+}
+
+template <class E> Kernels<sm90::DeepParams> deep_kernels() {
+  return {sm90::conv3x3_sm90_deep_kernel<E, 1>, sm90::conv3x3_sm90_deep_kernel<E, 2>, nullptr};
+}
+
+template <class P>
+void start(const char* name, const Kernels<P>& kernels, std::initializer_list<int> sizes, std::size_t shared, const P& p,
+           Stream stream) {
+  Launch how;
+  how.threads = 384;
+  how.shared = shared;
+  const Cut cut = cut_of(p.units, p.chunks, sizes, [&](int size) {
+    how.cluster = size;
+    return clusters_at_once(name, kernels[size / 2], how);
+  });
+  how.cluster = cut.cluster;
+  how.x = static_cast<unsigned>(cut.shares * p.chunks);  // blocks of one share lie side by side
+  launch(name, kernels[cut.cluster / 2], how, p, stream);
 }
 
 void wide(const Map& x, const PackedWeights90& weights, const Epilogue& e, Stream stream) {
@@ -53,19 +97,8 @@ void wide(const Map& x, const PackedWeights90& weights, const Epilogue& e, Strea
   p.units = static_cast<int>(x.n * strips_of(x) * x.h);
   p.chunks = static_cast<int>(weights.out / kChunk);
 
-  Launch how;
-  how.x = blocks_of_chunk(p.units, p.chunks) * p.chunks;
-  how.threads = 384;
-  how.shared = sm90::kSharedBytes;
-  const auto kernel = x.kind == Kind::f16 ? sm90::conv3x3_sm90_kernel<F16> : sm90::conv3x3_sm90_kernel<BF16>;
-  launch("conv3x3_sm90", kernel, how, p, stream);
-}
-
-template <int cluster>
-void deep_in_clusters(Kind kind, const Launch& how, const sm90::DeepParams& p, Stream stream) {
-  const auto kernel = kind == Kind::f16 ? sm90::conv3x3_sm90_deep_kernel<F16, cluster>
-                                        : sm90::conv3x3_sm90_deep_kernel<BF16, cluster>;
-  launch("conv3x3_sm90_deep", kernel, how, p, stream);
+  start("conv3x3_sm90", x.kind == Kind::f16 ? wide_kernels<F16>() : wide_kernels<BF16>(), {2, 4}, sm90::kSharedBytes, p,
+        stream);
 }
 
 void deep(const Map& x, const PackedWeights90& weights, const Epilogue& e, Stream stream) {
@@ -89,12 +122,8 @@ void deep(const Map& x, const PackedWeights90& weights, const Epilogue& e, Strea
   p.chunks = static_cast<int>(weights.out / kChunk);
   p.chunks_in = static_cast<int>(weights.in / kChunk);
 
-  Launch how;
-  how.x = blocks_of_chunk(p.units, p.chunks) * p.chunks;
-  how.threads = 384;
-  how.shared = sm90::kDeepSharedBytes;
-  how.cluster = p.chunks % 2 == 0 ? 2 : 1;  // blocks of one share lie side by side
-  (how.cluster == 2 ? deep_in_clusters<2> : deep_in_clusters<1>)(x.kind, how, p, stream);
+  start("conv3x3_sm90_deep", x.kind == Kind::f16 ? deep_kernels<F16>() : deep_kernels<BF16>(), {2},
+        sm90::kDeepSharedBytes, p, stream);
 }
 
 }  // namespace

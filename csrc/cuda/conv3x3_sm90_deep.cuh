@@ -254,7 +254,7 @@ __global__ void __launch_bounds__(384, 1) conv3x3_sm90_deep_kernel(const __grid_
     }
     if (p.stored && thread == 0) store_wait<0>();
   }
-  if constexpr (cluster > 1) sync_blocks<cluster>();  // none leaves while another's copies may still come to it
+  if constexpr (cluster > 1) sync_blocks<cluster>();  // none leaves while another may still tell it that a row is read
 #endif
 }
 

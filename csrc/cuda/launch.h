@@ -42,10 +42,15 @@ void require_capability(int least);
 
 #ifdef DBLR_EMULATED
 
-template <class P> void launch(const char* name, void (*kernel)(P), const Launch& how, const P& parameters, Stream) {
-  const std::string fault = emulated::run(name, {how.x, how.y, how.z, how.threads, how.shared, how.cluster},
-                                          [&] { kernel(parameters); });
+template <class P>
+void launch(const char* name, void (*kernel)(P), const Launch& how, const P& parameters, Stream stream) {
+  const std::string fault = emulated::launch(name, {how.x, how.y, how.z, how.threads, how.shared, how.cluster}, stream,
+                                             [kernel, parameters] { kernel(parameters); });
   if (!fault.empty()) throw DeviceError(fault);
+}
+
+template <class P> int clusters_at_once(const char*, void (*)(P), const Launch& how) {
+  return emulated::clusters_at_once(how.cluster, how.shared);
 }
 
 #else
@@ -54,6 +59,8 @@ template <class P> void launch(const char* name, void (*kernel)(P), const Launch
 void check(const char* name, cudaError_t error);
 // Lets a kernel use more than 48 KiB of dynamic shared memory (once for each kernel, device and size).
 void allow_shared(const char* name, const void* kernel, std::size_t bytes);
+// As below.
+int ask_clusters(const char* name, const void* kernel, const Launch& how);
 
 // Kernels take one parameter, a struct by value. Nothing is launched for an empty grid.
 template <class P>
@@ -72,6 +79,12 @@ void launch(const char* name, void (*kernel)(P), const Launch& how, const P& par
   config.attrs = &cluster;
   config.numAttrs = how.cluster > 1 ? 1 : 0;
   check(name, cudaLaunchKernelEx(&config, kernel, parameters));
+}
+
+// How many clusters of `how` the current device runs at once, whatever its grid; asked of the driver once for each
+// kernel and device.
+template <class P> int clusters_at_once(const char* name, void (*kernel)(P), const Launch& how) {
+  return ask_clusters(name, reinterpret_cast<const void*>(kernel), how);
 }
 
 #endif

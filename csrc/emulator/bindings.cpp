@@ -1,7 +1,7 @@
 // _kernels_emulated: the launchers of csrc/cuda for tests, run by the emulator. Tensors are addresses and sizes.
 #include <pybind11/pybind11.h>
 
-#include "launch.h"
+#include "controls.h"
 
 namespace py = pybind11;
 
@@ -12,14 +12,7 @@ namespace py = pybind11;
 
 PYBIND11_MODULE(_kernels_emulated, m) {
   m.doc() = "The CUDA kernels of dblr_fast, run on the host.";
-  m.def("set_seed", &emulated::set_seed, py::arg("seed"), "The order of threads and blocks follows from it.");
-  m.def(
-      "set_device",
-      [](int major, int minor, int multiprocessors, std::size_t shared) {
-        emulated::set_device({major, minor, multiprocessors, shared});
-      },
-      py::arg("major") = 9, py::arg("minor") = 0, py::arg("multiprocessors") = 4, py::arg("shared") = 232448,
-      "What the emulated GPU is, from the next launch on.");
+  emulated::bind_controls(m);
   if (bind_conv) bind_conv(m);
   if (bind_gradients) bind_gradients(m);
   if (bind_sm90) bind_sm90(m);

@@ -175,6 +175,12 @@ std::mutex one_at_a_time;
 Device device() { return current; }
 void set_device(const Device& device) { current = device; }
 
+int clusters_at_once(unsigned blocks, std::size_t shared) {
+  if (current.major < 9 || shared > current.shared) return 0;
+  const int size = static_cast<int>(blocks), whole = current.multiprocessors / current.group;
+  return whole * (current.group / size) + current.multiprocessors % current.group / size;
+}
+
 void set_seed(std::uint64_t value) {
   seed = value;
   launches = 0;

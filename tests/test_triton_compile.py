@@ -17,6 +17,7 @@ triton = pytest.importorskip("triton", reason="triton is not installed: pip inst
 
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
+from triton.tools.tensor_descriptor import TensorDescriptor  # noqa: E402
 
 from dblr_fast.backends.triton_backend import TritonBackend  # noqa: E402
 from dblr_fast.triton_kernels import common, tuning  # noqa: E402
@@ -35,27 +36,32 @@ def target_of(arch):
 @pytest.fixture
 def recorded(monkeypatch):
     """Function (arch, op, dtype, precision) -> {what it is: (kernel, arguments, configurations)} of its launches."""
-    def record(arch, op, dtype=torch.float16, level="exact"):
+    def record(arch, op, dtype=torch.float16, level="exact", width=5):
         launches = {}
 
         def launch(kernel, grid, arguments, options=None):
             launches.setdefault(tuning._shape_class(kernel, arguments), (kernel, arguments, options or [{}]))
 
-        monkeypatch.setattr(tuning, "device_facts", lambda device: tuning.Device(str(arch), SHARED[arch], arch == 90))
+        monkeypatch.setattr(tuning, "device_facts", lambda device: tuning.Device(
+            str(arch), SHARED[arch], arch == 90, arch == 90))
         monkeypatch.setattr(tuning, "launch", launch)
-        ours(TritonBackend().at(level), (op, "real", 2, 3, 5, op == "block"), dtype)
+        ours(TritonBackend().at(level), (op, "real", 2, 3, width, op == "block"), dtype)
         return launches
 
     return record
 
 
 def compiled(arch, kernel, arguments, option):
-    values = arguments | {k: v for k, v in option.items() if k.isupper()}
+    values = {k: v(option) if callable(v) else v for k, v in arguments.items()}
+    values |= {k: v for k, v in option.items() if k.isupper()}
     signature, constants, attributes = {}, {}, {}
     for i, name in enumerate(kernel.arg_names):
         value = values[name]
         if isinstance(value, torch.Tensor):
             signature[name], attributes[(i,)] = TYPES[value.dtype], [["tt.divisibility", 16]]
+        elif isinstance(value, TensorDescriptor):
+            box = ", ".join(map(str, value.block_shape))
+            signature[name] = f"tensordesc<{TYPES[value.base.dtype][1:]}[{box}]>"
         elif name.isupper() or value is None:
             signature[name], constants[name] = "constexpr", value
         else:
@@ -77,19 +83,20 @@ def registers(program):
 
 
 def check(arch, launches, products):
-    """Compiles each launch; what multiplies holds the instruction `products` in PTX. Prints what each one takes."""
+    """Compiles each launch; what multiplies holds the instruction `products`. Prints what each one takes."""
     for what, (kernel, arguments, options) in launches.items():
         for option in options[:1]:
             program = compiled(arch, kernel, arguments, option)
             assert program.metadata.shared <= SHARED[arch], f"{what} {option}: shared {program.metadata.shared}"
+            multiplies = kernel.__name__ in PRODUCTS and arguments.get("COUT", 64) >= 48
             if isinstance(arch, str):
+                assert not multiplies or re.search(products, program.asm["amdgcn"]), f"{what} {option}: no {products}"
                 continue
             used = registers(program)
             print(f"sm_{arch} {kernel.__name__} {option} shared {program.metadata.shared} registers, stack {used}")
             assert used is None or used[1] <= 64, f"{what} {option}: spills {used[1]} bytes"
-            if kernel.__name__ in PRODUCTS and arguments.get("COUT", 64) >= 48:
-                ptx = program.asm["ptx"]
-                assert re.search(products, ptx), f"{what} {option}: no {products} in its PTX"
+            if multiplies:
+                assert re.search(products, program.asm["ptx"]), f"{what} {option}: no {products} in its PTX"
 
 
 def only(launches, *names):
@@ -111,6 +118,19 @@ def test_hopper_multiplies_256_pixels_by_64_channels(recorded):
     kernel, arguments, options = next(
         v for v in recorded(90, "block").values() if v[0].__name__ == "conv3x3" and v[1]["SUMS"] == "none")
     assert "m64n256k16" in compiled(90, kernel, arguments, options[0]).asm["ptx"]
+
+
+@pytest.mark.parametrize("op", ("block", "reconstruct"))
+def test_hopper_through_descriptors(recorded, op):
+    """The copy engine brings pixels and weights to where the matrix unit reads them: no other store to shared memory."""
+    for what, (kernel, arguments, options) in only(recorded(90, op, width=640), "conv3x3").items():
+        boxed = [option for option in options if option["BOXES"]]
+        assert bool(boxed) == (arguments["SUMS"] == "none"), what
+        for option in boxed[:1]:
+            check(90, {what: (kernel, arguments, [option])}, WGMMA)
+            ptx = compiled(90, kernel, arguments, option).asm["ptx"]
+            assert "cp.async.bulk.tensor.4d" in ptx and "cp.async.bulk.tensor.2d" in ptx
+            assert "cp.async.cg" not in ptx
 
 
 @pytest.mark.parametrize("arch", (80, 89))
@@ -137,8 +157,8 @@ def test_float32_is_exact_unless_fast(recorded):
     check(89, only(recorded(89, "conv", torch.float32, "fast"), "conv3x3"), r"mma\.sync\S*tf32")
 
 
-def test_another_vendor(recorded):
+@pytest.mark.parametrize("op", ("stem_3d", "block", "reconstruct"))
+def test_another_vendor(recorded, op):
     if "amd" not in triton.backends.backends:
         pytest.skip("this Triton is built without AMD's backend")
-    launches = only(recorded("gfx942", "conv_relu_residual"), "conv3x3", "norm_apply")
-    check("gfx942", launches, None)
+    check("gfx942", recorded("gfx942", op), "v_mfma_f32")

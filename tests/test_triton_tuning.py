@@ -96,7 +96,7 @@ def test_the_file_is_the_devices_tritons_and_the_sources(kernel, monkeypatch):
     names.add(tuning.cache_file(device).name)
     monkeypatch.setattr(tuning, "_source_hash", lambda: "0")
     names.add(tuning.cache_file(device).name)
-    monkeypatch.setattr(tuning, "device_facts", lambda device: tuning.Device("GPU / 7", 1, True))
+    monkeypatch.setattr(tuning, "device_facts", lambda device: tuning.Device("GPU / 7", 1, True, True))
     names.add(tuning.cache_file(device).name)
     assert len(names) == 4 and not any("/" in name for name in names)
 
@@ -154,14 +154,40 @@ def test_slow_compiling_is_said_once(kernel, monkeypatch, capfd):
 @pytest.mark.parametrize("dtype,tf32", [(torch.float16, False), (torch.float32, False), (torch.float32, True)])
 @pytest.mark.parametrize("channels", (1, 16, 48, 64, 256))
 def test_every_device_has_a_configuration(kernel, monkeypatch, shared, hopper, dtype, tf32, channels):
-    monkeypatch.setattr(tuning, "device_facts", lambda device: tuning.Device("gpu", shared, hopper))
+    monkeypatch.setattr(tuning, "device_facts", lambda device: tuning.Device("gpu", shared, hopper, hopper))
     device = torch.device("cpu")
     for sums in (False, True):
-        options = tuning.convolution(dtype, channels, tf32, sums, False, device)
+        options = tuning.convolution(dtype, channels, tf32, sums, False, 640, device)
+        assert not options[0]["BOXES"]  # DBLR_FAST_AUTOTUNE=off takes it
+        assert any(o["BOXES"] for o in options) == (hopper and dtype == torch.float16 and not sums)
         assert options and all(o["num_stages"] * (o["BLOCK_M"] + o["BLOCK_P"]) * 128 <= shared for o in options)
         if sums:
             assert len({(o["BLOCK_M"], o["BLOCK_P"], o["num_warps"]) for o in options}) == 1
     assert len({o["BLOCK_P"] for o in tuning.weight_gradient(dtype, channels, channels, tf32, device)}) == 1
+
+
+@pytest.mark.parametrize("width, runs", [(0, ()), (5, ()), (106, ()), (107, (128,)), (128, (128,)), (213, ()), (214, (128, 256)),
+                                         (640, (128, 256)), (1281, (128, 256))])
+def test_descriptors_are_tried_where_their_runs_fill_a_row(monkeypatch, width, runs):
+    monkeypatch.setattr(tuning, "device_facts", lambda device: tuning.Device("gpu", 227 << 10, True, True))
+    options = tuning.convolution(torch.float16, 64, False, False, False, width, torch.device("cpu"))
+    assert {o["BLOCK_P"] for o in options if o["BOXES"]} == set(runs)
+    for taps in (False, True):  # all sum in one order
+        options = tuning.convolution(torch.float16, 256, False, False, taps, width, torch.device("cpu"))
+        assert not taps or len({(o["BLOCK_M"], o["BLOCK_P"], o["num_warps"]) for o in options}) == 1
+
+
+def test_what_depends_on_the_configuration_is_made_for_it(monkeypatch):
+    given = {}
+
+    class Kernel:
+        __name__ = "kernel"
+
+        def __getitem__(self, grid):
+            return lambda **arguments: given.update(arguments, grid=grid)
+
+    tuning.launch(Kernel(), lambda o: o["BLOCK_P"], ARGUMENTS | dict(runs=lambda o: o["BLOCK_P"] * 2), [dict(BLOCK_P=3)])
+    assert given["runs"] == 6 and given["grid"] == (3,) and given["BLOCK_P"] == 3
 
 
 def test_why_it_is_off_here():

@@ -10,6 +10,7 @@ import test_ops
 import torch
 from cpu_cases import OPS, WIDTHS, call_reference, inputs, ours
 from cuda_cases import cases_of, compare_low
+from recording import Recording
 from test_cpu_kernels import NORMED, compare, name_of, poisoned_memory  # noqa: F401
 from test_cpu_network import folded, network_of
 from test_cuda_backend import LAYOUTS, EachLayerRounded
@@ -157,6 +158,106 @@ def test_nan_passes_through():
     x[0, 0, 2, 3] = torch.nan
     y = BACKEND.conv_bn_act(x, *tensors[1:5], *running, tensors[5], True, False, 1e-5, False)[0]
     assert y[:, :, 1:4, 2:5].isnan().all() and y[:, :, :, 5:].isfinite().all()
+
+
+@pytest.fixture
+def boxed(monkeypatch):
+    """Maps are read through descriptors wherever they may be, in runs of 16 pixels."""
+    taken, convolution_of = [], tuning.convolution
+
+    def options(dtype, cout, tf32, sums, taps, width, device):
+        plain = convolution_of(dtype, cout, tf32, sums, taps, width, device)[0]
+        taken.append(width > 0)
+        return [plain | dict(BLOCK_P=16, BOXES=True) if width else plain]
+
+    monkeypatch.setattr(tuning, "convolution", options)
+    return taken
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16), ids=str)
+@pytest.mark.parametrize("op", OPS)
+def test_through_descriptors(boxed, op, dtype):
+    """Rows that runs do not fill, several pictures, channels that fill no step."""
+    case = (op, "small", 2, 3, 19, False)
+    through = ours(BACKEND, case, dtype)
+    assert any(boxed)
+    if dtype == torch.float32:
+        compare(case, through)
+    else:
+        compare_low(case, through, dtype)
+
+
+@torch.no_grad()
+def test_network_through_descriptors(boxed):
+    fold = folded(network_of(1))
+    x = torch.rand(2, 5, 4, 17)
+    through = BACKEND.network(fold, "half", CPU)(x, (0, 4, 0, 17))
+    exact = BACKEND.network(fold, "exact", CPU)(x, (0, 4, 0, 17))
+    assert all(boxed)
+    eager = EachLayerRounded(fold, torch.float16)(x)
+    assert_close_as_eager("network", through.half(), eager, exact.double())
+
+
+class Launches:
+    """Keeps launches instead of running them, as the emulated CUDA library does (see recording.py)."""
+
+    def __init__(self, monkeypatch):
+        self.kept, self.capturing, self.start = [], False, tuning._start
+        monkeypatch.setattr(tuning, "_start", self.launch)
+
+    def launch(self, *arguments):
+        if self.capturing:
+            self.kept.append(arguments)
+        else:
+            self.start(*arguments)
+
+    def capture_begin(self):
+        self.capturing = True
+
+    def capture_end(self):
+        self.capturing = False
+
+    def captured(self):
+        return len(self.kept)
+
+    def replay(self, first, last):
+        for arguments in self.kept[first:last]:
+            self.start(*arguments)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_graph_of_an_op_and_its_gradients(monkeypatch, op):
+    """Nothing waits for the device, and what is replayed works on what the inputs hold by then."""
+    case = (op, "small", 2, 1, 7, op in NORMED)
+    given = [t.detach() for part in inputs(*case) for t in (part if isinstance(part, tuple) else (part,))]
+    expected = ours(BACKEND, case)
+    right = [t.clone() for t in given]
+    graph = Recording(Launches(monkeypatch))
+    try:
+        for t in given:
+            t.fill_(0.25)
+        with graph:
+            results = ours(BACKEND, case)
+    finally:  # other tests draw the same inputs
+        for t, value in zip(given, right):
+            t.copy_(value)
+    assert graph.launches > 3
+    graph.replay()
+    for name, value in expected.items():
+        assert torch.equal(results[name], value), name
+
+
+@torch.no_grad()
+def test_a_graph_of_the_network(monkeypatch):
+    network, part = BACKEND.network(folded(network_of(0)), "half", CPU), (0, 3, 0, 5)
+    picture, frames = torch.rand(1, 5, 3, 5), torch.zeros(1, 5, 3, 5)
+    expected = network(picture, part)
+    graph = Recording(Launches(monkeypatch))
+    with graph:
+        y = network(frames, part)
+    frames.copy_(picture)
+    graph.replay()
+    assert torch.equal(y, expected)
 
 
 # ---- the network ----

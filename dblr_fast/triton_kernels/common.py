@@ -8,7 +8,7 @@ import triton.language as tl
 
 # Arguments that a kernel is compiled for once, whatever their values.
 SIZES = ("pixels", "height", "width", "pixels_of_a_range", "ranges", "count", "tiles", "blocks", "y0", "x0", "rows",
-         "columns", "area", "stride_n", "stride_t", "stride_y", "stride_x")
+         "columns", "area", "runs", "stride_n", "stride_t", "stride_y", "stride_x")
 
 def ceil_div(a: int, b: int) -> int:
     return -(-a // b)

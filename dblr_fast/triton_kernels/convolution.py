@@ -4,6 +4,9 @@ An implicit product W (channels x taps*channels) . X^T (taps*channels x pixels):
 Hopper takes m64n256k16 for 64 channels and 256 pixels. Pixels are counted through all pictures of a batch, so only
 the last block has pixels to spare. Counted: 2 * 9 * CIN * COUT operations a pixel; each pixel is fetched nine times
 from the L2 cache (1152 bytes for 64 channels in 16 bits), which bounds a 64->64 layer to about half the unit's rate.
+
+With BOXES pixels and weights come through tensor descriptors: the copy engine (TMA) computes addresses and fills in
+the zeros outside the picture, and a block's pixels are a run of one row, so the last run of each row has some to spare.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import tuning
 from .common import FLAT, SIZES, block_k, block_m, ceil_div, multiply, narrow, products, relu, source
@@ -22,14 +26,15 @@ SUMS = ("none", "statistics", "total", "normalised")
 
 
 @triton.jit(do_not_specialize=SIZES)
-def conv3x3(x, weights, y, scale_in, shift_in, scale, shift, add0, add1, mask, mask_scale, mask_shift, norm_scale,
-            norm_shift, partial, tap_weights, taps, pixels, height, width,
+def conv3x3(x, weights, x_boxes, weight_boxes, y, scale_in, shift_in, scale, shift, add0, add1, mask, mask_scale,
+            mask_shift, norm_scale, norm_shift, partial, tap_weights, taps, pixels, height, width, runs,
             CIN: tl.constexpr, COUT: tl.constexpr, PADDED_IN: tl.constexpr, PADDED_OUT: tl.constexpr,
             RELU_IN: tl.constexpr, RELU: tl.constexpr, SUMS: tl.constexpr, PRODUCTS: tl.constexpr,
-            BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr):
+            BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr, BOXES: tl.constexpr):
     """y = mask(act(conv(act(x * scale_in + shift_in)) * scale + shift) + add0 + add1); None leaves a step out.
 
-    weights: (9, PADDED_OUT, PADDED_IN). The mask keeps a value where mask (* mask_scale + mask_shift) is above 0.
+    weights: (9, PADDED_OUT, PADDED_IN). x_boxes, weight_boxes: descriptors of both, with BOXES; runs: how many of
+    BLOCK_P pixels make a row. The mask keeps a value where mask (* mask_scale + mask_shift) is above 0.
     partial (tiles, 2, COUT): "statistics" mean and sum of squared deviations of the products' sums, "total" the sum
     of y, "normalised" the sums of y and y * (mask * norm_scale + norm_shift), each over the tile's pixels.
     taps (PADDED_OUT / BLOCK_M, 9, pixels): y contracted with tap_weights (PADDED_OUT, 16), channels of the block.
@@ -38,28 +43,41 @@ def conv3x3(x, weights, y, scale_in, shift_in, scale, shift, add0, add1, mask, m
     CHUNKS: tl.constexpr = PADDED_IN // BLOCK_K
     tile = tl.program_id(0) // BLOCKS_M  # blocks that read the same pixels follow one another
     block = tl.program_id(0) % BLOCKS_M
-    start = tile.to(tl.int64) * BLOCK_P
     p = tl.arange(0, BLOCK_P)
     m = block * BLOCK_M + tl.arange(0, BLOCK_M)
     k = tl.arange(0, BLOCK_K)
-    at = tile * BLOCK_P + p
-    valid = at < pixels
-    px = at % width
-    py = at // width % height
+    if BOXES:
+        row = tile // runs
+        left = tile % runs * BLOCK_P
+        px = left + p
+        py = row % height
+        valid = px < width
+        start = row.to(tl.int64) * width + left
+    else:
+        at = tile * BLOCK_P + p
+        px = at % width
+        py = at // width % height
+        valid = at < pixels
+        start = tile.to(tl.int64) * BLOCK_P
 
     x += start * CIN
     acc = tl.zeros((BLOCK_M, BLOCK_P), tl.float32)
     for step in range(9 * CHUNKS):
         tap = step // CHUNKS
-        c = step % CHUNKS * BLOCK_K + k
+        first = step % CHUNKS * BLOCK_K
+        c = first + k
         dy = tap // 3 - 1
         dx = tap % 3 - 1
         inside = valid & (py + dy >= 0) & (py + dy < height) & (px + dx >= 0) & (px + dx < width)
         inside = inside[:, None]
         if PADDED_IN != CIN:
             inside = inside & (c < CIN)[None, :]
-        a = tl.load(weights + (tap * PADDED_OUT + m[:, None]) * PADDED_IN + c[None, :])
-        b = tl.load(x + ((p + dy * width + dx) * CIN)[:, None] + c[None, :], mask=inside, other=0.0)
+        if BOXES:
+            a = weight_boxes.load([tap * PADDED_OUT + block * BLOCK_M, first])
+            b = x_boxes.load([row // height, py + dy, left + dx, first]).reshape(BLOCK_P, BLOCK_K)
+        else:
+            a = tl.load(weights + (tap * PADDED_OUT + m[:, None]) * PADDED_IN + c[None, :])
+            b = tl.load(x + ((p + dy * width + dx) * CIN)[:, None] + c[None, :], mask=inside, other=0.0)
         if scale_in is not None:
             scales = tl.load(scale_in + c, mask=c < CIN, other=0.0)[None, :]
             shifts = tl.load(shift_in + c, mask=c < CIN, other=0.0)[None, :]
@@ -71,7 +89,7 @@ def conv3x3(x, weights, y, scale_in, shift_in, scale, shift, add0, add1, mask, m
     keep = valid[:, None] & channel[None, :]
     at = start * COUT + p[:, None] * COUT + m[None, :]
     if SUMS == "statistics":
-        count = tl.minimum(pixels - tile * BLOCK_P, BLOCK_P)
+        count = tl.minimum(pixels - tile * BLOCK_P, BLOCK_P)  # sums are taken without BOXES
         first = tl.sum(v, 0) / count  # pixels past the end are zero
         off = tl.where(keep, v - first[None, :], 0.0)
         rest = tl.sum(off, 0) / count  # what rounding left of the mean
@@ -174,10 +192,14 @@ class Convolved:
     taps: Tensor | None  # (blocks of channels, 9, N, H, W) float32
 
 
+def _descriptor(t: Tensor, box: list[int]) -> TensorDescriptor:
+    return TensorDescriptor(t, list(t.shape), list(t.stride()), box)
+
+
 def blocks_of_taps(weights: Packed, tf32: bool) -> int:
     """How many planes a tap has."""
     data = weights.data
-    option = tuning.convolution(data.dtype, weights.out, tf32, False, True, data.device)[0]
+    option = tuning.convolution(data.dtype, weights.out, tf32, False, True, 0, data.device)[0]
     return ceil_div(weights.out, option["BLOCK_M"])
 
 
@@ -193,7 +215,8 @@ def convolve(x: Tensor, weights: Packed, *, norm_in: Norm | None = None, relu_in
     """
     n, h, w, _ = x.shape
     pixels, out = n * h * w, weights.out
-    options = tuning.convolution(x.dtype, out, tf32, sums != "none", tap_weights is not None, x.device)
+    boxed = w if sums == "none" and x.shape[3] * x.dtype.itemsize % 16 == 0 and x.data_ptr() % 16 == 0 else 0
+    options = tuning.convolution(x.dtype, out, tf32, sums != "none", tap_weights is not None, boxed, x.device)
     tile = options[0]["BLOCK_P"]
     y = torch.empty((n, h, w, out), dtype=x.dtype, device=x.device) if keep else None
     partial = taps = None
@@ -202,16 +225,24 @@ def convolve(x: Tensor, weights: Packed, *, norm_in: Norm | None = None, relu_in
     if tap_weights is not None:
         taps = torch.empty((ceil_div(out, options[0]["BLOCK_M"]), 9, n, h, w), device=x.device)
     add0, add1 = (*add, None, None)[:2]
-    normalised = sums == "normalised"
+    normalised, rows = sums == "normalised", weights.data.flatten(0, 1)
+    step = block_k(x.dtype, weights.inner)
+
+    def tiles(o):
+        return n * h * ceil_div(w, o["BLOCK_P"]) if o["BOXES"] else ceil_div(pixels, o["BLOCK_P"])
+
     tuning.launch(
-        conv3x3, lambda o: ceil_div(pixels, o["BLOCK_P"]) * ceil_div(out, o["BLOCK_M"]), dict(
-            x=x, weights=weights.data, y=y, scale_in=norm_in and norm_in.scale, shift_in=norm_in and norm_in.shift,
+        conv3x3, lambda o: tiles(o) * ceil_div(out, o["BLOCK_M"]), dict(
+            x=x, weights=weights.data,
+            x_boxes=lambda o: _descriptor(x, [1, 1, o["BLOCK_P"], step]) if o["BOXES"] else None,
+            weight_boxes=lambda o: _descriptor(rows, [o["BLOCK_M"], step]) if o["BOXES"] else None,
+            runs=lambda o: ceil_div(w, o["BLOCK_P"]), y=y, scale_in=norm_in and norm_in.scale, shift_in=norm_in and norm_in.shift,
             scale=scale, shift=shift, add0=add0, add1=add1, mask=mask, mask_scale=mask_norm and mask_norm.scale,
             mask_shift=mask_norm and mask_norm.shift, norm_scale=mask_norm.invstd if normalised else None,
             norm_shift=mask_norm.offset if normalised else None, partial=partial, tap_weights=tap_weights, taps=taps,
             pixels=pixels, height=h, width=w, CIN=weights.inner, COUT=out, PADDED_IN=weights.data.shape[2],
             PADDED_OUT=weights.data.shape[1], RELU_IN=relu_in, RELU=relu, SUMS=sums,
-            PRODUCTS=products(x.dtype, tf32), BLOCK_K=block_k(x.dtype, weights.inner)), options)
+            PRODUCTS=products(x.dtype, tf32), BLOCK_K=step), options)
     return Convolved(y, partial, tile, taps)
 
 

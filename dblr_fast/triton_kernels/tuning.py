@@ -22,9 +22,10 @@ from pathlib import Path
 import torch
 import triton
 
-from .common import INTERPRETED, block_m
+from .common import INTERPRETED, block_m, ceil_div
 
 REPEATS = 5  # timed runs of each configuration, of which the fastest counts
+BOXED = 4  # configurations that are also tried through descriptors
 SAID_AFTER = 2.0  # seconds that compiling may take before a line says so
 
 _lock = threading.RLock()
@@ -37,23 +38,28 @@ class Device:
     name: str
     shared: int  # bytes of shared memory that a block may take
     hopper: bool  # its matrix unit takes 64 x 256 sums of four warps from shared memory
+    boxes: bool  # its copy engine takes tensor descriptors
 
 
 @lru_cache(maxsize=None)
 def device_facts(device: torch.device) -> Device:
     if device.type != "cuda":
-        return Device("interpreter", 227 << 10, True)
-    properties = torch.cuda.get_device_properties(device)
+        return Device("interpreter", 227 << 10, True, True)
+    properties, nvidia = torch.cuda.get_device_properties(device), torch.version.hip is None
     return Device(properties.name, getattr(properties, "shared_memory_per_block_optin", 64 << 10),
-                  torch.version.hip is None and properties.major == 9)
+                  nvidia and properties.major == 9, nvidia and properties.major >= 9)
 
 
-def _option(block_m, block_p, warps, stages):
-    return dict(BLOCK_M=block_m, BLOCK_P=block_p, num_warps=warps, num_stages=stages)
+def _option(block_m, block_p, warps, stages, boxes=False):
+    return dict(BLOCK_M=block_m, BLOCK_P=block_p, BOXES=boxes, num_warps=warps, num_stages=stages)
 
 
-def convolution(dtype, cout, tf32, sums, taps, device) -> list[dict]:
-    """Configurations of `conv3x3`; shared memory holds num_stages steps of weights and pixels."""
+def convolution(dtype, cout, tf32, sums, taps, boxed, device) -> list[dict]:
+    """Configurations of `conv3x3`; shared memory holds num_stages steps of weights and pixels.
+
+    boxed: a row's pixels where maps may be read through descriptors, or 0. Each of the first few configurations then
+    has a twin that does so, unless its runs of pixels would leave more than a sixth of their blocks empty.
+    """
     rows, facts = block_m(cout), device_facts(device)
     if INTERPRETED:
         return [_option(rows, 128, 1, 1)]
@@ -76,6 +82,9 @@ def convolution(dtype, cout, tf32, sums, taps, device) -> list[dict]:
     if sums or taps:  # the block's shape decides the order of sums
         same = ("BLOCK_M", "BLOCK_P", "num_warps")
         options = [o for o in options if all(o[k] == options[0][k] for k in same)]
+    if boxed and facts.boxes and dtype.itemsize == 2 and not sums:
+        options += [o | dict(BOXES=True) for o in options[:BOXED]
+                    if ceil_div(boxed, o["BLOCK_P"]) * o["BLOCK_P"] * 5 <= boxed * 6]
     return options
 
 
@@ -96,6 +105,7 @@ def launch(kernel, grid, arguments: dict, options: list[dict] | None = None) -> 
 
     grid: blocks, as a number, a tuple or a function of the configuration.
 
+    arguments: of the kernel; what depends on the configuration as a function of it.
     options: configurations to choose from, each {argument or num_warps or num_stages: value}.
     """
     options = options or [{}]
@@ -108,10 +118,11 @@ def launch(kernel, grid, arguments: dict, options: list[dict] | None = None) -> 
 def _start(kernel, grid, arguments, option):
     blocks = grid(option) if callable(grid) else grid
     bound = kernel[blocks if isinstance(blocks, tuple) else (blocks,)]
+    key = (_shape_class(kernel, arguments), *option.values())
+    arguments = {name: value(option) if callable(value) else value for name, value in arguments.items()}
     if INTERPRETED:
         bound(**arguments, **option)
         return
-    key = (_shape_class(kernel, arguments), *option.values())
     with nullcontext() if key in _started else _saying_when_slow():
         bound(**arguments, **option, enable_fp_fusion=True)
     _started.add(key)
@@ -157,7 +168,8 @@ def _choose(kernel, grid, arguments, options):
     device = next(v.device for v in arguments.values() if isinstance(v, torch.Tensor))
     if not enabled():
         return options[0]
-    key = f"{device_facts(device).name} | {_shape_class(kernel, arguments)}"
+    boxes = " | boxes" if any(option.get("BOXES") for option in options) else ""
+    key = f"{device_facts(device).name} | {_shape_class(kernel, arguments)}{boxes}"
     option = _chosen.get(key)
     if option in options:
         return option

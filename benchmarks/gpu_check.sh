@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # On a machine with a GPU: builds, tests, checks memory accesses and measures in one go of under nine minutes.
-#   bash benchmarks/gpu_check.sh RESULTS
+#   bash benchmarks/gpu_check.sh RESULTS          the CUDA kernels
+#   bash benchmarks/gpu_check.sh RESULTS triton   the Triton kernels, after that (what it built is used)
 # Leaves in RESULTS: build.log, info.txt, tests.txt, sanitizer.txt, *.json and the tables as throughput.txt.
 # DBLR_FAST_CUDA_ARCHS defaults to this GPU's own, to save time.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-out=${1:?usage: gpu_check.sh RESULTS_FOLDER}
+out=${1:?usage: gpu_check.sh RESULTS_FOLDER [triton]}
+part=${2:-cuda}
 mkdir -p "$out"
 python=${PYTHON:-python3}
 if [ -z "${DBLR_FAST_CUDA_ARCHS:-}" ]; then
@@ -16,11 +18,26 @@ fi
 section() { echo "== $1 ($(date +%T))"; }
 
 section build
-DBLR_FAST_CUDA=on $python -m pip install --no-build-isolation --no-deps . >"$out/build.log" 2>&1 \
-    || { tail -n 30 "$out/build.log"; exit 1; }
+installed() { (cd / && $python -c "import dblr_fast") 2>/dev/null; }
+if [ "$part" != triton ] || ! installed; then
+    DBLR_FAST_CUDA=on $python -m pip install --no-build-isolation --no-deps . >"$out/build.log" 2>&1 \
+        || { tail -n 30 "$out/build.log"; exit 1; }
+fi
 cd "$out" || exit 1 # away from the checkout, whose dblr_fast is not built
 root=$OLDPWD
 $python -m dblr_fast info 2>&1 | tee info.txt
+
+if [ "$part" = triton ]; then
+    section tests
+    timeout 240 $python -m pytest "$root/tests/test_triton_device.py" -q -x 2>&1 | tail -n 30 | tee triton_tests.txt
+    section layers
+    timeout 120 $python "$root/benchmarks/layers.py" --backend triton --json layers_triton.json 2>&1 | tee -a triton.txt
+    section throughput # of every backend that runs here, in one run; the first calls measure configurations
+    timeout 160 $python "$root/benchmarks/throughput.py" --device cuda --precision half --peers compile \
+        --sizes 640x360 1280x720 --repeats 15 --json triton_half.json 2>&1 | tee -a triton.txt
+    cp "${DBLR_FAST_CACHE:-$HOME/.cache/dblr_fast}"/triton-*.json . 2>/dev/null # what was chosen
+    exit 0
+fi
 
 # The parity of every kernel comes first: nothing below counts if it fails.
 section tests

@@ -76,6 +76,21 @@ def test_network_on_a_part_agrees_with_the_whole(isa):  # noqa: F811
         network(x, (0, 42, 0, 67))
 
 
+@pytest.mark.parametrize("level, limit", (("exact", 2), ("fast", 4)))
+@torch.no_grad()
+def test_network_on_a_wide_picture(level, limit):
+    """Strips of one row of tiles each, as wide pictures have them: only a strip's last two rows outlive it, and in
+    narrow ones the whole picture is a strip."""
+    model = network_of(2)
+    network = BACKEND.network(folded(model), level, torch.device("cpu"))
+    x = torch.rand(1, 5, 14, 2100)
+    exact, eager = copy.deepcopy(model).double()(x.double()), model(x)
+    y = network(x, (0, 14, 0, 2100))
+    assert (y - exact).norm() < limit * (eager - exact).norm()
+    narrow = network(x[..., :150], (0, 14, 0, 100))
+    assert (narrow - exact[..., :100]).norm() < limit * (eager - exact)[..., :100].norm()
+
+
 @torch.no_grad()
 def test_network_reuses_its_workspace_and_serves_threads_at_once():
     network = BACKEND.network(folded(network_of(0)), "exact", torch.device("cpu"))

@@ -57,8 +57,11 @@ template <class T, bool relu, bool add> struct NormaliseAdd {
 
 template <class T> void clear(T* out, Index count) { __builtin_memset(out, 0, count * sizeof(T)); }
 
+// As in tensor.h.
 template <class M> DBLR_INLINE Index row_of(const M& map, Index y) {
-  return (map.ring ? (y + map.shift) % map.ring : y) * map.sh;
+  if (!map.ring) return y * map.sh;
+  const Index turn = (y + map.shift) / map.ring, row = (y + map.shift) % map.ring, last = row - (map.ring - 2);
+  return map.kept && last >= 0 ? map.kept + (turn % 2 * 2 + last) * map.sh : row * map.sh;
 }
 
 template <class T>

@@ -156,7 +156,7 @@ void winograd_output_as(const WinogradOutput<T, S>& arguments) {
         Transform<T, M>::output(half[y], r);
         const auto at = [&](const auto& map) { return map.data + y * map.row + x0 * map.pixel + c; };
         const auto stored = [&](int x) { return whole || (x0 + x >= a.col0 && x0 + x < a.col1); };
-        S* to = at(a.out);
+        S* to = a.out.row[y] + x0 * a.out.pixel + c;
         const S *add0 = nullptr, *add1 = nullptr, *mask = at(a.mask);
         if (!plain) {
           add0 = a.add[0].row[y] + x0 * a.add[0].pixel + c;

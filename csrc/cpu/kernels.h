@@ -21,12 +21,13 @@ struct Bf16 {
 };
 
 // n pictures of h x w pixels with c channels; strides in elements. With a ring only so many rows are kept at a time:
-// row y lies where row (y + shift) mod ring would.
+// row y lies where row (y + shift) mod ring would; but with `kept` the last two rows of each turn of the ring lie so far
+// from the first, by turns in two places, so that they outlive the next turn while others take the ring.
 template <class T> struct Map {
   T* data;
   Index n, c, h, w;
   Index sn, sc, sh, sw;
-  Index ring = 0, shift = 0;
+  Index ring = 0, shift = 0, kept = 0;
 };
 
 enum class Load {
@@ -108,7 +109,7 @@ template <class T, class S> struct WinogradOutput {
   Index row0, row1, col0, col1;  // of the block's m rows and tiles * m columns, the part that is stored
   bool relu;
   const T* bias;
-  Pixels<S> out;             // each from the block's first pixel on, be it stored or not
+  Rows<S> out;  // each from the block's first pixel on, be it stored or not
   Rows<const S> add[2];
   Pixels<const S> mask;
 };

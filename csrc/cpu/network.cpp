@@ -5,10 +5,17 @@
 #include <string>
 #include <type_traits>
 
-#include "strips.h"
 #include "winograd.h"
 
 namespace dblr {
+namespace {
+
+// A skewed strip is of as many rows of tiles as fill so much of the third-level cache with what a layer gives of it (half
+// so much in 16 bits): three such maps are in use at a time. The more rows, the less often all weights, 52 MB of them for
+// F(6x6), come from memory.
+constexpr Index kStripBytes = 4 << 20;
+
+}  // namespace
 
 Network::Network(int threads, const Shape& shape, const ConvPair<float>& stem, const std::vector<Layer>& body,
                  const ConvPair<float>& tail, const float* w3, float b3, bool tail_skip, Level level)
@@ -41,19 +48,34 @@ Network::Network(int threads, const Shape& shape, const ConvPair<float>& stem, c
 template <class S> struct Network::Maps {
   Maps(const Network& net, const Strips& strips, Index h, Index w, const Rect& valid, float* memory)
       : memory_(reinterpret_cast<char*>(memory)) {
-    const Index layers = net.layers(), body = static_cast<Index>(net.body_.size());
+    const Index layers = net.layers(), body = static_cast<Index>(net.body_.size()), rows = strips.rows();
     // What layer 1, 2, ... gives, with rows for a reader `later` layers on.
     const auto map = [&](auto type, Index channels, Index layer, Index later) {
       using M = decltype(type);
       const Rect part = grow(valid, layers - layer, h, w);
       const Index shift = strips.shift(layer - 1), end = part.y1 + shift;
-      const Index ring = std::min(strips.ring(later), (end + net.tile_ - 1) / net.tile_ * net.tile_);
+      const Index ring = std::min(strips.ring(later), (end + rows - 1) / rows * rows);
       return ring_map(take<M>(ring * part.w() * channels), channels, part, h, w, ring, shift);
+    };
+    // The same for readers that are at most two layers on, beside the memory of its turn where strips are skewed.
+    const auto soon = [&](S* fresh, Index channels, Index layer, Index later) {
+      if (!net.skewed_) return map(S(), channels, layer, later);
+      const Rect part = grow(valid, layers - layer, h, w);
+      return fresh_map(fresh, take<S>(4 * part.w() * channels), channels, part, h, w, strips, strips.shift(layer - 1));
+    };
+    const auto turn = [&](Index channels, Index layer) {
+      return net.skewed_ ? (rows - 2) * grow(valid, layers - layer, h, w).w() * channels : 0;
     };
     middle = map(float(), net.shape_.middle, 1, 1);
     l2 = map(S(), net.shape_.width, 2, std::max<Index>(body, 1));
-    for (Index i = 0; i < body; i++) between.push_back(map(S(), net.shape_.width, 3 + i, i % 2 ? 2 : 1));
-    h1 = map(S(), net.shape_.tail, layers - 2, 1);
+    // The body's maps take turns in three places. L33's takes that of two, and not what the body's last gave, its input.
+    const Index size = turn(net.shape_.width, 3);
+    S *const last = take<S>(size), *const others = take<S>(std::max(2 * size, turn(net.shape_.tail, layers - 2)));
+    S* const places[3] = {last, others, others + size};
+    for (Index i = 0; i < body; i++) {
+      between.push_back(soon(places[(body - 1 - i) % 3], net.shape_.width, 3 + i, i % 2 ? 2 : 1));
+    }
+    h1 = soon(others, net.shape_.tail, layers - 2, 1);
     const Rect part = grow(valid, 1, h, w);
     taps = {nullptr, 1, 9, h, w, 0, 0, part.w(), 1, strips.ring(1), strips.shift(layers - 2)};
     taps.sc = taps.ring * taps.sh;
@@ -73,9 +95,17 @@ template <class S> struct Network::Maps {
   char* memory_;
 };
 
+Strips Network::strips_of(Index h, Index w, const Rect& valid) const {
+  if (!skewed_) return Strips(tile_);
+  const Rect part = grow(valid, layers() - 2, h, w);  // what the widest layer of the body computes
+  const Index row = std::max<Index>(part.w() * shape_.width * static_cast<Index>(sizeof(float)), 1), all = part.h() + layers();
+  const Index tiles = std::min(kStripBytes / (row * tile_), (all + tile_ - 1) / tile_);
+  return Strips(std::max<Index>(tiles, 1) * tile_, true);
+}
+
 std::size_t Network::workspace_bytes(Index h, Index w, const Rect& valid) const {
   float base;  // only distances from it count
-  const Strips strips(tile_, skewed_);
+  const Strips strips = strips_of(h, w, valid);
   if (level_ == Level::half) return Maps<Half>(*this, strips, h, w, valid, &base).used;
   if (level_ == Level::bf16) return Maps<Bf16>(*this, strips, h, w, valid, &base).used;
   return Maps<float>(*this, strips, h, w, valid, &base).used;
@@ -94,7 +124,7 @@ template <class S>
 void Network::run_with(int threads, Map<const float> x, const Rect& valid, float* workspace, Map<float> y) const {
   const Run<float> run(threads, kernels_);
   const Index h = x.h, w = x.w, count = static_cast<Index>(body_.size());
-  Strips strips(tile_, skewed_);
+  Strips strips = strips_of(h, w, valid);
   const Maps<S> maps(*this, strips, h, w, valid, workspace);
   std::vector<std::atomic<bool>> overflow(layers() + 1);
   Index number = 0;

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "ops.h"
+#include "strips.h"
 
 namespace dblr {
 
@@ -39,6 +40,8 @@ class Network {
  private:
   Tail<float> tail() const { return {&tail_[0], &tail_[1], &tail_[2], b3_}; }
 
+  // How the layers' strips follow one another.
+  Strips strips_of(Index h, Index w, const Rect& valid) const;
   // The maps between the layers, of type S, of which a few rows are kept: where each lies in the workspace.
   template <class S> struct Maps;
   template <class S>

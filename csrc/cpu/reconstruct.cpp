@@ -70,14 +70,16 @@ void products_by_winograd(const Run<T>& run, const typename FromMap<T, In>::type
       const Index first = blocks.first_channel(group), channels = blocks.channels(group);
       WinogradOutput<T, T> o = blocks.template multiply<T>(b, region, group, scratch);
       o.relu = true;
-      o.out = {kept, b.tiles * second.tile * channels, channels};
+      Pixels<T> out = {kept, b.tiles * second.tile * channels, channels};
       if (h2.data) {
-        o.out = pixels(h2, b.n, b.y, b.x);
-        o.out.data += first;
+        out = pixels(h2, b.n, b.y, b.x);
+        out.data += first;
       }
+      o.out.pixel = out.pixel;
+      for (Index y = 0; y < second.tile; y++) o.out.row[y] = out.data + y * out.row;
       blocks.store(o);
-      const T* from = o.out.data + (t.y - b.y) * o.out.row + (t.x - b.x) * o.out.pixel;
-      contract(run, *tail.last, t, {from, o.out.row, o.out.pixel}, first, channels, sums);
+      const T* from = out.data + (t.y - b.y) * out.row + (t.x - b.x) * out.pixel;
+      contract(run, *tail.last, t, {from, out.row, out.pixel}, first, channels, sums);
     }
     spread_taps(t, sums, taps);
   });

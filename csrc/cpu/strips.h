@@ -18,6 +18,7 @@ class Strips {
  public:
   // rows of a strip; those of the first layer start at the picture's top row.
   explicit Strips(Index rows, bool skewed = false) : rows_(rows), skewed_(skewed) {}
+  Index rows() const { return rows_; }
   // By how many rows the strips of a layer start further up.
   Index shift(Index layer) const { return skewed_ ? layer : 0; }
   // The next layer: computes `region` from what the layer before gives there and one pixel around.
@@ -42,6 +43,16 @@ class Strips {
   bool skewed_;
   std::vector<Layer> layers_;
 };
+
+// A skewed layer's map, of which a strip's last two rows are kept beyond the next strip, at `kept` (four rows), and the
+// others, at `fresh`, until other layers' maps take their place: they are read within the turn of all layers that has
+// written them, by readers at most two layers on. part, h, w, shift: as below.
+template <class T>
+Map<T> fresh_map(T* fresh, T* kept, Index channels, const Rect& part, Index h, Index w, const Strips& strips,
+                 Index shift) {
+  const Index row = part.w() * channels;
+  return {fresh - part.x0 * channels, 1, channels, h, w, 0, 1, row, channels, strips.rows(), shift, kept - fresh};
+}
 
 // A channels_last map of which `ring` rows over the columns of `part` are kept; indexed as if all of an h x w picture
 // were there.

@@ -57,7 +57,7 @@ inline Rect grow(Rect r, Index pixels, Index h, Index w) {
 }
 
 template <class T> Map<const T> constant(const Map<T>& m) {
-  return {m.data, m.n, m.c, m.h, m.w, m.sn, m.sc, m.sh, m.sw, m.ring, m.shift};
+  return {m.data, m.n, m.c, m.h, m.w, m.sn, m.sc, m.sh, m.sw, m.ring, m.shift, m.kept};
 }
 
 // A channels_last map over `part` of an h x w picture; indexed as if the whole picture were there.
@@ -67,9 +67,13 @@ template <class T> Map<T> part_of_picture(T* data, Index channels, Rect part, In
 }
 
 // Where a row lies, from the picture's first on.
-template <class T> Index row_of(const Map<T>& m, Index y) { return (m.ring ? (y + m.shift) % m.ring : y) * m.sh; }
+template <class T> Index row_of(const Map<T>& m, Index y) {
+  if (!m.ring) return y * m.sh;
+  const Index turn = (y + m.shift) / m.ring, row = (y + m.shift) % m.ring, last = row - (m.ring - 2);
+  return m.kept && last >= 0 ? m.kept + (turn % 2 * 2 + last) * m.sh : row * m.sh;
+}
 
-// From pixel (y, x) of picture n on, up to where a ring ends; a null map stays null.
+// From pixel (y, x) of picture n on, up to where a ring ends or its last two rows begin; a null map stays null.
 template <class T> Pixels<T> pixels(const Map<T>& m, Index n, Index y, Index x) {
   return {m.data ? m.data + n * m.sn + row_of(m, y) + x * m.sw : nullptr, m.sh, m.sw};
 }

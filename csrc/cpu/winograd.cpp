@@ -281,10 +281,10 @@ WinogradOutput<T, Out> WinogradBlocks<T, In, V>::multiply(const WinogradTiling::
 
 namespace {
 
-// Rows above the picture are never read; their pointers are those of its first.
+// Rows above the picture are never touched; their pointers are those of its first.
 template <class S>
-Rows<const S> rows_from(const Map<const S>& m, const WinogradTiling::Block& b, int tile, Index channel) {
-  Rows<const S> r = {{}, m.sw};
+Rows<S> rows_from(const Map<S>& m, const WinogradTiling::Block& b, int tile, Index channel) {
+  Rows<S> r = {{}, m.sw};
   for (Index y = 0; m.data && y < tile; y++) {
     r.row[y] = m.data + b.n * m.sn + row_of(m, std::max<Index>(b.y + y, 0)) + b.x * m.sw + channel;
   }
@@ -306,16 +306,13 @@ void convolve_with(const Run<T>& run, const Convolution<T, In, Out>& c) {
     const WinogradTiling::Block b = tiling.block(task);
     blocks.load(c.source, b, readable, scratch);
     for (Index group = 0; group < blocks.groups(); group++) {
-      auto at = [&](const auto& map) {
-        auto p = pixels(map, b.n, b.y, b.x);
-        if (p.data) p.data += blocks.first_channel(group);
-        return p;
-      };
+      const Index channel = blocks.first_channel(group);
       WinogradOutput<T, Out> o = blocks.template multiply<Out>(b, c.region, group, scratch);
       o.relu = c.relu;
-      o.out = at(c.out);
-      for (int i = 0; i < 2; i++) o.add[i] = rows_from(c.add[i], b, w.tile, blocks.first_channel(group));
-      o.mask = at(c.mask);
+      o.out = rows_from(c.out, b, w.tile, channel);
+      for (int i = 0; i < 2; i++) o.add[i] = rows_from(c.add[i], b, w.tile, channel);
+      o.mask = pixels(c.mask, b.n, b.y, b.x);
+      if (o.mask.data) o.mask.data += channel;
       blocks.store(o);
     }
     const Tile t = tiling.part(b, c.region);

@@ -10,9 +10,9 @@
 namespace dblr {
 namespace {
 
-// A skewed strip is of as many rows of tiles as fill so much of the third-level cache with what a layer gives of it (half
+// A strip is of as many rows of tiles as fill so much of the third-level cache with what a layer gives of it (half
 // so much in 16 bits): three such maps are in use at a time. The more rows, the less often all weights, 52 MB of them for
-// F(6x6), come from memory.
+// F(6x6), come from memory. Where the whole picture is one strip, strips are not skewed.
 constexpr Index kStripBytes = 4 << 20;
 
 }  // namespace
@@ -57,14 +57,16 @@ template <class S> struct Network::Maps {
       const Index ring = std::min(strips.ring(later), (end + rows - 1) / rows * rows);
       return ring_map(take<M>(ring * part.w() * channels), channels, part, h, w, ring, shift);
     };
-    // The same for readers that are at most two layers on, beside the memory of its turn where strips are skewed.
+    // The same for readers that are at most two layers on, in the place of its turn.
+    const bool whole = !strips.skewed();
     const auto soon = [&](S* fresh, Index channels, Index layer, Index later) {
       if (!net.skewed_) return map(S(), channels, layer, later);
       const Rect part = grow(valid, layers - layer, h, w);
+      if (whole) return ring_map(fresh, channels, part, h, w, rows);
       return fresh_map(fresh, take<S>(4 * part.w() * channels), channels, part, h, w, strips, strips.shift(layer - 1));
     };
     const auto turn = [&](Index channels, Index layer) {
-      return net.skewed_ ? (rows - 2) * grow(valid, layers - layer, h, w).w() * channels : 0;
+      return net.skewed_ ? (whole ? rows : rows - 2) * grow(valid, layers - layer, h, w).w() * channels : 0;
     };
     middle = map(float(), net.shape_.middle, 1, 1);
     l2 = map(S(), net.shape_.width, 2, std::max<Index>(body, 1));
@@ -97,10 +99,10 @@ template <class S> struct Network::Maps {
 
 Strips Network::strips_of(Index h, Index w, const Rect& valid) const {
   if (!skewed_) return Strips(tile_);
-  const Rect part = grow(valid, layers() - 2, h, w);  // what the widest layer of the body computes
-  const Index row = std::max<Index>(part.w() * shape_.width * static_cast<Index>(sizeof(float)), 1), all = part.h() + layers();
-  const Index tiles = std::min(kStripBytes / (row * tile_), (all + tile_ - 1) / tile_);
-  return Strips(std::max<Index>(tiles, 1) * tile_, true);
+  const Rect part = grow(valid, layers() - 2, h, w);  // what the body's input covers
+  const Index row = std::max<Index>(part.w() * shape_.width * static_cast<Index>(sizeof(float)), 1);
+  if (part.y1 * row <= kStripBytes) return Strips((part.y1 + tile_ - 1) / tile_ * tile_);
+  return Strips(std::max<Index>(kStripBytes / (row * tile_), 1) * tile_, true);
 }
 
 std::size_t Network::workspace_bytes(Index h, Index w, const Rect& valid) const {

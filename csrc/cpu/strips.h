@@ -19,6 +19,7 @@ class Strips {
   // rows of a strip; those of the first layer start at the picture's top row.
   explicit Strips(Index rows, bool skewed = false) : rows_(rows), skewed_(skewed) {}
   Index rows() const { return rows_; }
+  bool skewed() const { return skewed_; }
   // By how many rows the strips of a layer start further up.
   Index shift(Index layer) const { return skewed_ ? layer : 0; }
   // The next layer: computes `region` from what the layer before gives there and one pixel around.

@@ -122,7 +122,7 @@ def test_hopper_multiplies_256_pixels_by_64_channels(recorded):
 
 @pytest.mark.parametrize("op", ("block", "reconstruct"))
 def test_hopper_through_descriptors(recorded, op):
-    """The copy engine brings pixels and weights to where the matrix unit reads them: no other store to shared memory."""
+    """The copy engine brings pixels and weights to where the matrix unit reads them, and nothing else does."""
     for what, (kernel, arguments, options) in only(recorded(90, op, width=640), "conv3x3").items():
         boxed = [option for option in options if option["BOXES"]]
         assert bool(boxed) == (arguments["SUMS"] == "none"), what

@@ -166,8 +166,9 @@ def test_every_device_has_a_configuration(kernel, monkeypatch, shared, hopper, d
     assert len({o["BLOCK_P"] for o in tuning.weight_gradient(dtype, channels, channels, tf32, device)}) == 1
 
 
-@pytest.mark.parametrize("width, runs", [(0, ()), (5, ()), (106, ()), (107, (128,)), (128, (128,)), (213, ()), (214, (128, 256)),
-                                         (640, (128, 256)), (1281, (128, 256))])
+@pytest.mark.parametrize("width, runs", [
+    (0, ()), (5, ()), (106, ()), (107, (128,)), (128, (128,)), (213, ()), (214, (128, 256)), (640, (128, 256)),
+    (1281, (128, 256))])
 def test_descriptors_are_tried_where_their_runs_fill_a_row(monkeypatch, width, runs):
     monkeypatch.setattr(tuning, "device_facts", lambda device: tuning.Device("gpu", 227 << 10, True, True))
     options = tuning.convolution(torch.float16, 64, False, False, False, width, torch.device("cpu"))
@@ -186,7 +187,8 @@ def test_what_depends_on_the_configuration_is_made_for_it(monkeypatch):
         def __getitem__(self, grid):
             return lambda **arguments: given.update(arguments, grid=grid)
 
-    tuning.launch(Kernel(), lambda o: o["BLOCK_P"], ARGUMENTS | dict(runs=lambda o: o["BLOCK_P"] * 2), [dict(BLOCK_P=3)])
+    arguments = ARGUMENTS | dict(runs=lambda o: o["BLOCK_P"] * 2)
+    tuning.launch(Kernel(), lambda o: o["BLOCK_P"], arguments, [dict(BLOCK_P=3)])
     assert given["runs"] == 6 and given["grid"] == (3,) and given["BLOCK_P"] == 3
 
 

@@ -21,8 +21,8 @@ struct Bf16 {
 };
 
 // n pictures of h x w pixels with c channels; strides in elements. With a ring only so many rows are kept at a time:
-// row y lies where row (y + shift) mod ring would; but with `kept` the last two rows of each turn of the ring lie so far
-// from the first, by turns in two places, so that they outlive the next turn while others take the ring.
+// row y lies where row (y + shift) mod ring would; but with `kept` the last two rows of each turn of the ring lie so
+// far from the first, by turns in two places, so that they outlive the next turn while others take the ring.
 template <class T> struct Map {
   T* data;
   Index n, c, h, w;

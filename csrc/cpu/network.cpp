@@ -10,8 +10,8 @@
 namespace dblr {
 namespace {
 
-// A strip is of as many rows of tiles as fill so much of the third-level cache with what a layer gives of it (half
-// so much in 16 bits): three such maps are in use at a time. The more rows, the less often all weights, 52 MB of them for
+// A strip is of as many rows of tiles as fill so much of the third-level cache with what a layer gives of it (half so
+// much in 16 bits): three such maps are in use at a time. The more rows, the less often all weights, 52 MB of them for
 // F(6x6), come from memory. Where the whole picture is one strip, strips are not skewed.
 constexpr Index kStripBytes = 4 << 20;
 
@@ -70,7 +70,7 @@ template <class S> struct Network::Maps {
     };
     middle = map(float(), net.shape_.middle, 1, 1);
     l2 = map(S(), net.shape_.width, 2, std::max<Index>(body, 1));
-    // The body's maps take turns in three places. L33's takes that of two, and not what the body's last gave, its input.
+    // The body's maps take turns in three places. L33's takes that of two, but not its input's, the body's last.
     const Index size = turn(net.shape_.width, 3);
     S *const last = take<S>(size), *const others = take<S>(std::max(2 * size, turn(net.shape_.tail, layers - 2)));
     S* const places[3] = {last, others, others + size};

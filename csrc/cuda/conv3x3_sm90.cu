@@ -66,8 +66,8 @@ template <class E> Kernels<sm90::DeepParams> deep_kernels() {
 }
 
 template <class P>
-void start(const char* name, const Kernels<P>& kernels, std::initializer_list<int> sizes, std::size_t shared, const P& p,
-           Stream stream) {
+void start(const char* name, const Kernels<P>& kernels, std::initializer_list<int> sizes, std::size_t shared,
+           const P& p, Stream stream) {
   Launch how;
   how.threads = 384;
   how.shared = shared;

@@ -2,7 +2,8 @@
 # On a machine with a GPU: builds, tests, checks memory accesses and measures in one go of under nine minutes.
 #   bash benchmarks/gpu_check.sh RESULTS          the CUDA kernels
 #   bash benchmarks/gpu_check.sh RESULTS triton   the Triton kernels, after that (what it built is used)
-# Leaves in RESULTS: build.log, info.txt, tests.txt, sanitizer.txt, *.json and the tables as throughput.txt.
+# Leaves in RESULTS: build.log, info.txt, tests.txt, sanitizer.txt, *.json and the tables as throughput.txt; of Triton
+# triton_tests.txt, triton.txt and the configurations it chose.
 # DBLR_FAST_CUDA_ARCHS defaults to this GPU's own, to save time.
 set -uo pipefail
 cd "$(dirname "$0")/.."

@@ -13,6 +13,7 @@ shapes that depend on values) is refused. Unlike in a graph, torch's own operati
 import sys
 
 import torch
+from cpu_cases import inputs, ours
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -86,3 +87,24 @@ class Recording(TorchDispatchMode):
         for compute, places in self.work:
             for place, value in zip(places, tensors_of(compute())):
                 place.copy_(value)
+
+
+def check_graph(backend, module, case):
+    """An op and its gradients, recorded on other inputs, replay to the bits of the case's own."""
+    given = [t.detach() for part in inputs(*case) for t in (part if isinstance(part, tuple) else (part,))]
+    expected = ours(backend, case)
+    right = [t.clone() for t in given]
+    graph = Recording(module)
+    try:
+        for t in given:
+            t.fill_(0.25)
+        with graph:
+            results = ours(backend, case)
+    finally:  # other tests draw the same inputs
+        for t, value in zip(given, right):
+            t.copy_(value)
+    assert graph.launches > 3
+    graph.replay()
+    assert results.keys() == expected.keys()
+    for name, value in results.items():
+        assert torch.equal(value, expected[name]), name

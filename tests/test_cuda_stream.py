@@ -4,8 +4,8 @@ replay, and a launch that the driver refuses."""
 import emulator
 import pytest
 import torch
-from cpu_cases import OPS, inputs, ours
-from recording import Recording
+from cpu_cases import OPS, ours
+from recording import Recording, check_graph
 from test_cpu_kernels import NORMED
 from test_cpu_network import folded, network_of
 from test_model import SMALL, pair
@@ -71,24 +71,7 @@ def test_a_graph_of_the_network(backend, monkeypatch, sm90):
 @pytest.mark.parametrize("widths", ("real", "odd"))
 @pytest.mark.parametrize("op", OPS)
 def test_a_graph_of_an_op_and_its_gradients(backend, op, widths):
-    case = case_of(op, widths)
-    given = [t.detach() for part in inputs(*case) for t in (part if isinstance(part, tuple) else (part,))]
-    expected = ours(backend, case)
-    right = [t.clone() for t in given]
-    graph = Recording(backend.module)
-    try:
-        for t in given:
-            t.fill_(0.25)
-        with graph:
-            results = ours(backend, case)
-    finally:  # other tests draw the same inputs
-        for t, value in zip(given, right):
-            t.copy_(value)
-    assert graph.launches > 3
-    graph.replay()
-    assert results.keys() == expected.keys()
-    for name, value in results.items():
-        assert torch.equal(value, expected[name]), name
+    check_graph(backend, backend.module, case_of(op, widths))
 
 
 def test_a_graph_of_a_training_step(backend, monkeypatch):

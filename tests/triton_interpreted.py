@@ -10,7 +10,7 @@ import test_ops
 import torch
 from cpu_cases import OPS, WIDTHS, call_reference, inputs, ours
 from cuda_cases import cases_of, compare_low
-from recording import Recording
+from recording import Recording, check_graph
 from test_cpu_kernels import NORMED, compare, name_of, poisoned_memory  # noqa: F401
 from test_cpu_network import folded, network_of
 from test_cuda_backend import LAYOUTS, EachLayerRounded
@@ -227,24 +227,7 @@ class Launches:
 
 @pytest.mark.parametrize("op", OPS)
 def test_a_graph_of_an_op_and_its_gradients(monkeypatch, op):
-    """Nothing waits for the device, and what is replayed works on what the inputs hold by then."""
-    case = (op, "small", 2, 1, 7, op in NORMED)
-    given = [t.detach() for part in inputs(*case) for t in (part if isinstance(part, tuple) else (part,))]
-    expected = ours(BACKEND, case)
-    right = [t.clone() for t in given]
-    graph = Recording(Launches(monkeypatch))
-    try:
-        for t in given:
-            t.fill_(0.25)
-        with graph:
-            results = ours(BACKEND, case)
-    finally:  # other tests draw the same inputs
-        for t, value in zip(given, right):
-            t.copy_(value)
-    assert graph.launches > 3
-    graph.replay()
-    for name, value in expected.items():
-        assert torch.equal(results[name], value), name
+    check_graph(BACKEND, Launches(monkeypatch), (op, "small", 2, 1, 7, op in NORMED))
 
 
 @torch.no_grad()

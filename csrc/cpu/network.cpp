@@ -57,16 +57,18 @@ template <class S> struct Network::Maps {
       const Index ring = std::min(strips.ring(later), (end + rows - 1) / rows * rows);
       return ring_map(take<M>(ring * part.w() * channels), channels, part, h, w, ring, shift);
     };
-    // The same for readers that are at most two layers on, in the place of its turn.
-    const bool whole = !strips.skewed();
-    const auto soon = [&](S* fresh, Index channels, Index layer, Index later) {
+    // The same for readers that are at most two layers on. They read a strip while the layers take their turns with
+    // it, so it lies at `place` until another layer's strip does; of skewed strips the last two rows are read in the
+    // next turn too, and lie apart.
+    const auto soon = [&](S* place, Index channels, Index layer, Index later) {
       if (!net.skewed_) return map(S(), channels, layer, later);
       const Rect part = grow(valid, layers - layer, h, w);
-      if (whole) return ring_map(fresh, channels, part, h, w, rows);
-      return fresh_map(fresh, take<S>(4 * part.w() * channels), channels, part, h, w, strips, strips.shift(layer - 1));
+      Map<S> m = ring_map(place, channels, part, h, w, rows, strips.shift(layer - 1));
+      if (strips.skewed()) m.kept = take<S>(4 * part.w() * channels) - place;
+      return m;
     };
     const auto turn = [&](Index channels, Index layer) {
-      return net.skewed_ ? (whole ? rows : rows - 2) * grow(valid, layers - layer, h, w).w() * channels : 0;
+      return net.skewed_ ? (strips.skewed() ? rows - 2 : rows) * grow(valid, layers - layer, h, w).w() * channels : 0;
     };
     middle = map(float(), net.shape_.middle, 1, 1);
     l2 = map(S(), net.shape_.width, 2, std::max<Index>(body, 1));

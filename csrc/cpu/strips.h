@@ -45,16 +45,6 @@ class Strips {
   std::vector<Layer> layers_;
 };
 
-// A skewed layer's map, of which a strip's last two rows are kept beyond the next strip, at `kept` (four rows), and the
-// others, at `fresh`, until other layers' maps take their place: they are read within the turn of all layers that has
-// written them, by readers at most two layers on. part, h, w, shift: as below.
-template <class T>
-Map<T> fresh_map(T* fresh, T* kept, Index channels, const Rect& part, Index h, Index w, const Strips& strips,
-                 Index shift) {
-  const Index row = part.w() * channels;
-  return {fresh - part.x0 * channels, 1, channels, h, w, 0, 1, row, channels, strips.rows(), shift, kept - fresh};
-}
-
 // A channels_last map of which `ring` rows over the columns of `part` are kept; indexed as if all of an h x w picture
 // were there.
 template <class T>

@@ -43,27 +43,17 @@ int ask_clusters(const char* name, const void* kernel, const Launch& how) {
   static std::map<std::pair<const void*, int>, int> known;
   int device = 0;
   check(name, cudaGetDevice(&device));
-  if (how.shared > 48 * 1024) allow_shared(name, kernel, how.shared);
   const std::lock_guard<std::mutex> lock(mutex);
-  const auto [found, fresh] = known.try_emplace({kernel, device}, 0);
-  if (fresh) {
-    cudaLaunchAttribute cluster{};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = how.cluster;
-    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(how.cluster);
-    config.blockDim = dim3(how.threads);
-    config.dynamicSmemBytes = how.shared;
-    config.attrs = &cluster;
-    config.numAttrs = 1;
-    int count = 0;
-    const cudaError_t error = cudaOccupancyMaxActiveClusters(&count, kernel, &config);
-    if (error != cudaSuccess) known.erase(found);
-    check(name, error);
-    found->second = count;
-  }
-  return found->second;
+  const auto found = known.find({kernel, device});
+  if (found != known.end()) return found->second;
+  if (how.shared > 48 * 1024) allow_shared(name, kernel, how.shared);
+  Launch one = how;
+  one.x = how.cluster;
+  int count = 0;
+  const LaunchConfig given(one, nullptr);
+  check(name, cudaOccupancyMaxActiveClusters(&count, kernel, &given.config));
+  known[{kernel, device}] = count;
+  return count;
 }
 
 const DeviceFacts& device_facts() {

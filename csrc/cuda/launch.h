@@ -57,6 +57,24 @@ template <class P> int clusters_at_once(const char*, void (*)(P), const Launch& 
 
 // Throws DeviceError naming the kernel unless `error` is cudaSuccess.
 void check(const char* name, cudaError_t error);
+// A launch as the driver wants it. Points into itself.
+struct LaunchConfig {
+  LaunchConfig(const Launch& how, Stream stream) {
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = how.cluster;
+    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+    config.gridDim = dim3(how.x, how.y, how.z);
+    config.blockDim = dim3(how.threads);
+    config.dynamicSmemBytes = how.shared;
+    config.stream = static_cast<cudaStream_t>(stream);
+    config.attrs = &cluster;
+    config.numAttrs = how.cluster > 1 ? 1 : 0;
+  }
+  LaunchConfig(const LaunchConfig&) = delete;
+  cudaLaunchAttribute cluster{};
+  cudaLaunchConfig_t config{};
+};
+
 // Lets a kernel use more than 48 KiB of dynamic shared memory (once for each kernel, device and size).
 void allow_shared(const char* name, const void* kernel, std::size_t bytes);
 // As below.
@@ -67,22 +85,12 @@ template <class P>
 void launch(const char* name, void (*kernel)(P), const Launch& how, const P& parameters, Stream stream) {
   if (how.x == 0 || how.y == 0 || how.z == 0) return;
   if (how.shared > 48 * 1024) allow_shared(name, reinterpret_cast<const void*>(kernel), how.shared);
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = how.cluster;
-  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(how.x, how.y, how.z);
-  config.blockDim = dim3(how.threads);
-  config.dynamicSmemBytes = how.shared;
-  config.stream = static_cast<cudaStream_t>(stream);
-  config.attrs = &cluster;
-  config.numAttrs = how.cluster > 1 ? 1 : 0;
-  check(name, cudaLaunchKernelEx(&config, kernel, parameters));
+  const LaunchConfig given(how, stream);
+  check(name, cudaLaunchKernelEx(&given.config, kernel, parameters));
 }
 
-// How many clusters of `how` the current device runs at once, whatever its grid; asked of the driver once for each
-// kernel and device.
+// How many clusters as `how` wants them the current device runs at once, whatever the grid; asked of the driver once
+// for each kernel and device.
 template <class P> int clusters_at_once(const char* name, void (*kernel)(P), const Launch& how) {
   return ask_clusters(name, reinterpret_cast<const void*>(kernel), how);
 }

@@ -215,7 +215,7 @@ def convolve(x: Tensor, weights: Packed, *, norm_in: Norm | None = None, relu_in
     """
     n, h, w, _ = x.shape
     pixels, out = n * h * w, weights.out
-    boxed = w if sums == "none" and x.shape[3] * x.dtype.itemsize % 16 == 0 and x.data_ptr() % 16 == 0 else 0
+    boxed = w if pixels and sums == "none" and x.shape[3] * x.dtype.itemsize % 16 == 0 and x.data_ptr() % 16 == 0 else 0
     options = tuning.convolution(x.dtype, out, tf32, sums != "none", tap_weights is not None, boxed, x.device)
     tile = options[0]["BLOCK_P"]
     y = torch.empty((n, h, w, out), dtype=x.dtype, device=x.device) if keep else None
@@ -225,8 +225,7 @@ def convolve(x: Tensor, weights: Packed, *, norm_in: Norm | None = None, relu_in
     if tap_weights is not None:
         taps = torch.empty((ceil_div(out, options[0]["BLOCK_M"]), 9, n, h, w), device=x.device)
     add0, add1 = (*add, None, None)[:2]
-    normalised, rows = sums == "normalised", weights.data.flatten(0, 1)
-    step = block_k(x.dtype, weights.inner)
+    normalised, step = sums == "normalised", block_k(x.dtype, weights.inner)
 
     def tiles(o):
         return n * h * ceil_div(w, o["BLOCK_P"]) if o["BOXES"] else ceil_div(pixels, o["BLOCK_P"])
@@ -235,7 +234,8 @@ def convolve(x: Tensor, weights: Packed, *, norm_in: Norm | None = None, relu_in
         conv3x3, lambda o: tiles(o) * ceil_div(out, o["BLOCK_M"]), dict(
             x=x, weights=weights.data,
             x_boxes=lambda o: _descriptor(x, [1, 1, o["BLOCK_P"], step]) if o["BOXES"] else None,
-            weight_boxes=lambda o: _descriptor(rows, [o["BLOCK_M"], step]) if o["BOXES"] else None,
+            weight_boxes=lambda o: (
+                _descriptor(weights.data.flatten(0, 1), [o["BLOCK_M"], step]) if o["BOXES"] else None),
             runs=lambda o: ceil_div(w, o["BLOCK_P"]), y=y,
             scale_in=norm_in and norm_in.scale, shift_in=norm_in and norm_in.shift,
             scale=scale, shift=shift, add0=add0, add1=add1, mask=mask, mask_scale=mask_norm and mask_norm.scale,

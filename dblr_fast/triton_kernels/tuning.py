@@ -118,11 +118,11 @@ def launch(kernel, grid, arguments: dict, options: list[dict] | None = None) -> 
 def _start(kernel, grid, arguments, option):
     blocks = grid(option) if callable(grid) else grid
     bound = kernel[blocks if isinstance(blocks, tuple) else (blocks,)]
-    key = (_shape_class(kernel, arguments), *option.values())
     arguments = {name: value(option) if callable(value) else value for name, value in arguments.items()}
     if INTERPRETED:
         bound(**arguments, **option)
         return
+    key = (_shape_class(kernel, arguments), *option.values())
     with nullcontext() if key in _started else _saying_when_slow():
         bound(**arguments, **option, enable_fp_fusion=True)
     _started.add(key)

@@ -72,17 +72,22 @@ DBLR_INLINE void narrow(Half* p, typename NativeOf<float>::type v) {
 #endif
 
 
-// bf16: the upper half of a float, to nearest even; not-a-number stays one.
+// bf16: the upper half of a float, to nearest even; not-a-number stays one. The instruction takes numbers below the
+// normal ones (1.2e-38) as zero.
 typedef std::uint32_t NativeBits __attribute__((vector_size(DBLR_NATIVE)));
 typedef std::uint16_t NarrowBits __attribute__((vector_size(DBLR_NATIVE / 2)));
 DBLR_INLINE typename NativeOf<float>::type widen(const Bf16* p) {
   const NativeBits bits = __builtin_convertvector(fetch<NarrowBits>(p), NativeBits) << 16;
   return fetch<typename NativeOf<float>::type>(&bits);
 }
+#if defined(__AVX512BF16__)
+DBLR_INLINE void narrow(Bf16* p, __m512 v) { store(p, _mm512_cvtneps_pbh(v)); }
+#else
 DBLR_INLINE void narrow(Bf16* p, typename NativeOf<float>::type v) {
   const NativeBits bits = fetch<NativeBits>(&v), rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
   store(p, __builtin_convertvector(v == v ? rounded : bits >> 16 | 0x40, NarrowBits));
 }
+#endif
 
 // Of either.
 #if DBLR_BYTES == DBLR_NATIVE

@@ -91,7 +91,8 @@ template <class T, int M> struct Transform {
   static DBLR_INLINE Vec<T> weight(int i, int k) { return broadcast(static_cast<T>(power(Points::kPoint[i], k))); }
 };
 
-// Tiles between the one that is transformed and the one whose pixels are fetched meanwhile.
+// Tiles between the one that is transformed and the one whose pixels are fetched meanwhile, into the second-level cache:
+// what a tile writes, up to 16 KB, would push them out of the first before their turn.
 constexpr Index kAhead = 2;
 
 // What the loops read of their arguments is copied first: any store might change the arguments themselves, and they
@@ -111,7 +112,7 @@ template <class T, class V, class S, int M> void winograd_input(const WinogradIn
         for (int y = 0; y < N; y++) d[y] = load(a.rows[y] + at);
         if (line && x >= 2) {
 #pragma GCC unroll 8
-          for (int y = 0; y < N; y++) __builtin_prefetch(a.rows[y] + at + ahead);
+          for (int y = 0; y < N; y++) __builtin_prefetch(a.rows[y] + at + ahead, 0, 2);
         }
         Transform<T, M>::input(d, v);
 #pragma GCC unroll 8

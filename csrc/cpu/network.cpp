@@ -12,7 +12,8 @@ namespace {
 
 // A strip is of as many rows of tiles as fill so much of the third-level cache with what a layer gives of it (half so
 // much in 16 bits): three such maps are in use at a time. The more rows, the less often all weights, 30 MB of them for
-// F(4x4) and 52 for F(6x6), come from memory. Where the whole picture is one strip, strips are not skewed.
+// F(4x4) and 52 for F(6x6), come from memory. A whole picture of up to kWholeBytes is one strip, and not skewed.
+constexpr Index kWholeBytes = 4 << 20;
 constexpr Index strip_bytes(int tile) { return tile == 4 ? 2 << 20 : 4 << 20; }
 
 }  // namespace
@@ -103,9 +104,8 @@ Strips Network::strips_of(Index h, Index w, const Rect& valid) const {
   if (!skewed_) return Strips(tile_);
   const Rect part = grow(valid, layers() - 2, h, w);  // what the body's input covers
   const Index row = std::max<Index>(part.w() * shape_.width * static_cast<Index>(sizeof(float)), 1);
-  const Index most = strip_bytes(tile_);
-  if (part.y1 * row <= most) return Strips((part.y1 + tile_ - 1) / tile_ * tile_);
-  return Strips(std::max<Index>(most / (row * tile_), 1) * tile_, true);
+  if (part.y1 * row <= kWholeBytes) return Strips((part.y1 + tile_ - 1) / tile_ * tile_);
+  return Strips(std::max<Index>(strip_bytes(tile_) / (row * tile_), 1) * tile_, true);
 }
 
 std::size_t Network::workspace_bytes(Index h, Index w, const Rect& valid) const {

@@ -1,6 +1,7 @@
 """Random ops' inputs and the runs that parity tests compare: ours, eager torch's, and float64's."""
 
 import torch
+from tolerance import ORDERS, ordered, turned
 
 import python_ref
 
@@ -71,19 +72,25 @@ def call(ops, op, tensors, running, training):
     return ops.reconstruct(*tensors)
 
 
-def run(ops, op, inputs, training, dtype, layout=lambda t: t, input_gradient=True):
+def run(ops, op, inputs, training, dtype, layout=lambda t: t, input_gradient=True, order=ORDERS[0]):
     """All results of an op as {name: tensor}: output, every gradient, running statistics."""
-    tensors, running = inputs
-    leaves = [layout(t.to(dtype)).detach().requires_grad_(i > 0 or input_gradient) for i, t in enumerate(tensors)]
-    running = [t.to(dtype).clone() for t in running]
+    tensors, running = [[ordered(t.to(dtype), order) for t in group] for group in inputs]
+    leaves = [layout(t).detach().requires_grad_(i > 0 or input_gradient) for i, t in enumerate(tensors)]
+    running = [t.clone() for t in running]
     y = call(ops, op, leaves, running, training)
     grad = torch.rand(y.shape, generator=torch.Generator().manual_seed(1)) - 0.4
-    y.backward(grad.to(dtype))
+    y.backward(ordered(grad.to(dtype), order))
     results = {"output": y.detach()}
     results.update({f"gradient {i}": t.grad for i, t in enumerate(leaves) if t.grad is not None})
     results.update({f"running {i}": t for i, t in enumerate(running)})
-    return results
+    return {name: turned(t, order[0]) for name, t in results.items()}
 
 
 def reference(op, inputs, training, dtype, **kwargs):
     return run(python_ref, op, inputs, training, dtype, **kwargs)
+
+
+def eager(op, inputs, training):
+    """{name: what eager torch gives in float32, in each of ORDERS}."""
+    runs = [reference(op, inputs, training, torch.float32, order=order) for order in ORDERS]
+    return {name: [r[name] for r in runs] for name in runs[0]}

@@ -6,7 +6,7 @@ import cpu_cases
 import torch
 from cpu_cases import inputs
 from test_cpu_kernels import NORMED, name_of, scale_of
-from tolerance import assert_close_as_eager
+from tolerance import ORDERS, assert_close_as_eager, ordered, turned
 
 
 def cases_of(op, sizes):
@@ -18,28 +18,24 @@ def cases_of(op, sizes):
 
 @functools.cache
 def low_references(case, dtype):
-    """{name: (eager's result in the dtype, float64's)} for inputs of the dtype; of two eager runs (see cpu_cases) the
-    one that errs more."""
+    """{name: (eager's results in the dtype, in each of ORDERS, and float64's)} for inputs of the dtype."""
     tensors, running, grad = inputs(*case)
     op, training = case[0], case[-1]
 
-    def run(compute, turn):
-        leaves = [turn(t.to(dtype)).to(compute).requires_grad_() for t in tensors]
-        y = cpu_cases.call_reference(op, leaves, [turn(t.to(dtype)).to(compute) for t in running], training)
-        gradients = torch.autograd.grad(y, leaves, turn(grad.to(dtype)).to(compute))
+    def run(compute, order=ORDERS[0]):
+        leaves = [ordered(t.to(dtype), order).to(compute).requires_grad_() for t in tensors]
+        statistics = [ordered(t.to(dtype), order).to(compute) for t in running]
+        y = cpu_cases.call_reference(op, leaves, statistics, training)
+        gradients = torch.autograd.grad(y, leaves, ordered(grad.to(dtype), order).to(compute))
         results = {"y": y.detach(), **dict(zip(cpu_cases.gradient_names(op), gradients))}
         if op in ("conv", "conv_relu_residual") and training:
             z = cpu_cases.conv(leaves[0], leaves[1]).detach().to(torch.promote_types(compute, torch.float32))
             results["var"], results["mean"] = torch.var_mean(z, (0, 2, 3), correction=0)
-        return {name: turn(t) for name, t in results.items()}
+        return {name: turned(t, order[0]) for name, t in results.items()}
 
-    exact = run(torch.float64, lambda t: t)
-    eager = [run(dtype, turn) for turn in (lambda t: t, cpu_cases.turned)]
-
-    def error(t, name):
-        return (t.double() - exact[name]).abs().max().item()
-
-    return {name: (max((r[name] for r in eager), key=lambda t: error(t, name)), exact[name]) for name in exact}
+    exact = run(torch.float64)
+    eager = [run(dtype, order) for order in ORDERS]
+    return {name: ([r[name] for r in eager], exact[name]) for name in exact}
 
 
 def compare_low(case, results, dtype):

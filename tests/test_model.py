@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from cases import BACKENDS
-from tolerance import assert_close_as_eager
+from tolerance import ORDERS, assert_close_as_eager, ordered_model, outputs, turned
 from torch import nn
 
 import dblr_fast
@@ -47,34 +47,41 @@ def pair(seed=0, **arguments):
     return ours, specification
 
 
-def assert_all_close(mine, eager, exact, backend, model):
-    """The one rule for every result of a training step of `model` on a backend.
+def assert_all_close(mine, specification, x, backend):
+    """The one rule for every result of a training step from input x on a backend, `mine`.
 
     The last bias is judged together with its layer's weight: its gradient is a single value, and the error of
     one value, eager's or ours, may be next to nothing by luck.
     """
     def joined(results):
+        results = dict(results)
         last = [results.pop(f"gradient of conv35.{name}").flatten() for name in ("weight", "bias")]
         return {**results, "gradient of conv35": torch.cat(last)}
-    mine, eager, exact = (joined(dict(r)) for r in (mine, eager, exact))
-    layers = len(model.body()) + 5 if backend == "cpu" else 0
+    eager = [joined(results(specification, x, order)) for order in ORDERS]
+    exact = joined(results(copy.deepcopy(specification).double(), x.double()))
+    mine = joined(mine)
+    layers = 2 * len(specification.blocks) + 7 if backend == "cpu" else 0
     for name in exact:
-        assert_close_as_eager(name, mine[name], eager[name], exact[name], winograd=layers * (1 + ("gradient" in name)))
+        assert_close_as_eager(name, mine[name], [e[name] for e in eager], exact[name],
+                              winograd=layers * (1 + ("gradient" in name)))
 
 
 def target_like(y):
     return torch.rand(y.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(y.dtype)
 
 
-def results(model, x):
-    """Output, every gradient and running statistic of one training step."""
-    x = x.clone().requires_grad_()
+def results(model, x, order=None):
+    """Output, every gradient and running statistic of one training step; in an order, of a copy of the model."""
+    if order:
+        model = ordered_model(model, order)
+    mirror, _ = order or ORDERS[0]
+    x = turned(x, mirror).clone().requires_grad_()
     y = model(x)
-    ((y - target_like(y)) ** 2).mean().backward()
+    ((y - turned(target_like(y), mirror)) ** 2).mean().backward()
     out = {"output": y.detach(), "input gradient": x.grad}
     out.update({f"gradient of {n}": p.grad for n, p in model.named_parameters()})
     out.update({n: b for n, b in model.named_buffers() if "running" in n})
-    return out
+    return {n: turned(t, mirror) for n, t in out.items()}
 
 
 def input_clear_of_zero(model, *shape):
@@ -118,12 +125,10 @@ def test_state_dict_both_ways(arguments):
 def test_training_parity(backend, arguments):
     arguments = {**arguments, **WIDE}
     ours, specification = pair(**arguments)
-    x = torch.rand(2, ours.frames, 19, 13, generator=torch.Generator().manual_seed(1))
-    eager = results(copy.deepcopy(specification), x)
-    exact = results(specification.double(), x.double())
+    x = input_clear_of_zero(specification, 2, ours.frames, 19, 13)
     with dblr_fast.use_backend(backend):
         mine = results(ours, x)
-    assert_all_close(mine, eager, exact, backend, ours)
+    assert_all_close(mine, specification, x, backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -131,21 +136,18 @@ def test_whole_network_parity(backend):
     """Table I's own widths and depth: a training step, then evaluation on the engine and on the ops."""
     ours, specification = pair()
     x = input_clear_of_zero(specification, 2, 5, 9, 7)
-    eager = results(copy.deepcopy(specification), x)
-    exact_model = copy.deepcopy(specification).double()
-    exact = results(exact_model, x.double())
     with dblr_fast.use_backend(backend):
         mine = results(ours, x)
-        assert_all_close(mine, eager, exact, backend, ours)
+        assert_all_close(mine, specification, x, backend)
         specification, exact_model = specification.eval(), copy.deepcopy(specification).double().eval()
         ours.load_state_dict(specification.state_dict())
         ours.eval()
         x = torch.rand(2, 5, 21, 17, generator=torch.Generator().manual_seed(1))
         with torch.no_grad():
-            eager, exact, on_engine = specification(x), exact_model(x.double()), ours(x)
+            exact, on_engine = exact_model(x.double()), ours(x)
         on_ops = ours(x).detach()
-    assert_close_as_eager("engine", on_engine, eager, exact)
-    assert_close_as_eager("ops", on_ops, eager, exact)
+    for name, y in (("engine", on_engine), ("ops", on_ops)):
+        assert_close_as_eager(name, y, outputs(specification, x), exact)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -170,12 +172,11 @@ def test_identity_is_exact(backend, arguments):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compile_training_and_evaluation(backend):
     ours, specification = pair(**WIDE)
-    x = torch.rand(2, 5, 12, 9)
-    eager, exact = results(copy.deepcopy(specification), x), results(specification.double(), x.double())
+    x = input_clear_of_zero(specification, 2, 5, 12, 9)
     with dblr_fast.use_backend(backend):
         compiled = torch.compile(copy.deepcopy(ours), fullgraph=True, backend="aot_eager")
         traced = {name.replace("_orig_mod.", ""): t for name, t in results(compiled, x).items()}
-        assert_all_close(traced, eager, exact, backend, ours)
+        assert_all_close(traced, specification, x, backend)
         compiled.eval()
         with torch.no_grad():
             torch.testing.assert_close(compiled(x), compiled._orig_mod(x))

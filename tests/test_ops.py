@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import BACKENDS, OPS, SIZES, call, op_inputs, reference, run, winograd_layers
+from cases import BACKENDS, OPS, SIZES, call, eager, op_inputs, reference, run, winograd_layers
 from tolerance import assert_close_as_eager
 
 import dblr_fast
@@ -27,12 +27,12 @@ def test_parity(backend, training, op, n, h, w):
         n = 6  # two values normalise to +-1 whatever they are: all gradients cancel, nothing is left to judge
     inputs = op_inputs(op, n, h, w, seed=n * 1000 + h * 7 + w)
     exact = reference(op, inputs, training, torch.float64)
-    eager = reference(op, inputs, training, torch.float32)
+    plain = eager(op, inputs, training)
     with dblr_fast.use_backend(backend):
         ours = run(ops, op, inputs, training, torch.float32)
     assert ours.keys() == exact.keys()
     for name in exact:
-        assert_close_as_eager(f"{op} {name}", ours[name], eager[name], exact[name],
+        assert_close_as_eager(f"{op} {name}", ours[name], plain[name], exact[name],
                               winograd=winograd_layers(backend, op, name))
 
 
@@ -42,11 +42,11 @@ def test_parity(backend, training, op, n, h, w):
 def test_layouts(backend, layout, op):
     inputs = op_inputs(op, 2, 9, 11, seed=3)
     exact = reference(op, inputs, True, torch.float64)
-    eager = reference(op, inputs, True, torch.float32)
+    plain = eager(op, inputs, True)
     with dblr_fast.use_backend(backend):
         ours = run(ops, op, inputs, True, torch.float32, layout=LAYOUTS[layout])
     for name in exact:
-        assert_close_as_eager(f"{op} {name}", ours[name], eager[name], exact[name],
+        assert_close_as_eager(f"{op} {name}", ours[name], plain[name], exact[name],
                               winograd=winograd_layers(backend, op, name))
     if ours["output"].shape[1] > 1:
         assert ours["output"].is_contiguous(memory_format=torch.channels_last)
@@ -160,14 +160,14 @@ def test_autocast(backend, op):
     inputs = op_inputs(op, 2, 13, 9, seed=6)
     exact = reference(op, inputs, True, torch.float64)
     with torch.autocast("cpu", torch.bfloat16):
-        eager = reference(op, inputs, True, torch.float32)
+        low = reference(op, inputs, True, torch.float32)
         with dblr_fast.use_backend(backend):
             ours = run(ops, op, inputs, True, torch.float32)
     assert ours["output"].dtype == torch.bfloat16
     for name in exact:
         assert name == "output" or ours[name].dtype == torch.float32, name
         # Judged by bfloat16's ulp, in which the products were made.
-        assert_close_as_eager(f"{op} {name}", ours[name].bfloat16(), eager[name].bfloat16(), exact[name])
+        assert_close_as_eager(f"{op} {name}", ours[name].bfloat16(), low[name].bfloat16(), exact[name])
 
 
 def test_backward_runs_on_the_backend_of_forward(monkeypatch):

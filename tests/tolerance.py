@@ -4,6 +4,10 @@ A result is compared with the same function in float64. It may err by twice as m
 errs on the same inputs in the same type, plus one ulp of the result's scale: eps * max|reference|.
 Errors are the largest absolute ones over the tensor. No test carries a tolerance of its own.
 
+What eager torch errs is a matter of luck on tensors of few values, and of the kernels that it chooses for the CPU at
+hand. Tests that judge such tensors run it on the problem and on mirror images of it (`turned`), which are the same
+function summed in other orders, and in both memory formats (`ORDERS`); the largest of the errors counts.
+
 Winograd's transforms (CPU kernels in float32, 16 channels and more) round more than plain sums. Their results may
 instead differ by 5e-6 of their norm (Frobenius) a convolution on the way; gradients count forward and backward.
 
@@ -13,31 +17,66 @@ difference to a float64 run that sums in another order; and a third such error i
 which is then no more exact than the result.
 """
 
+import copy
+
 import torch
+
+ORDERS = [(mirror, memory_format) for mirror in ((False, False), (True, True), (True, False), (False, True))
+          for memory_format in (torch.preserve_format, torch.channels_last)]
+
+
+def turned(t, mirror):
+    """t, a map (N, C, H, W), a kernel, a bias or another value a channel, turned around along its last two dimensions
+    (height and width) where mirror[1], along all others (pictures, channels, frames) where mirror[0].
+
+    A network of convolutions gives the turned result of its turned input, where its parameters are turned as well."""
+    picture = (t.dim() - 2, t.dim() - 1) if t.dim() > 2 else ()
+    return t.flip([d for d in range(t.dim()) if mirror[d in picture]])
+
+
+def ordered(t, order):
+    """t turned, in the memory format of the order where it has height and width."""
+    t = turned(t, order[0])
+    return t.clone(memory_format=order[1]) if t.dim() == 4 else t
+
+
+def ordered_model(model, order):
+    """A copy of a network of convolutions with every parameter and running statistic `ordered`."""
+    model = copy.deepcopy(model)
+    for t in (*model.parameters(), *model.buffers()):
+        t.data = ordered(t.data, order)
+    return model
+
+
+@torch.no_grad()
+def outputs(model, x):
+    """The model's output of x, once for each of ORDERS."""
+    return [turned(ordered_model(model, order)(ordered(x, order)), order[0]) for order in ORDERS]
 
 
 def assert_close_as_eager(name, ours, eager, reference, scale=None, winograd=0):
     """Raises AssertionError unless `ours` is as close to `reference` as the rule above asks.
 
     ours, eager: tensors of one shape, floating point; reference: the same in float64, from the same inputs.
+        eager may be several tensors, of runs in different orders; the one that errs most counts.
     scale: natural size of the result where max|reference| understates it, as for a gradient that is zero in
         exact arithmetic because its terms cancel; the larger of the two counts.
     winograd: how many convolutions on the way to the result went through Winograd's transforms.
     """
-    shapes = [tuple(t.shape) for t in (ours, eager, reference)]
+    runs = [eager] if isinstance(eager, torch.Tensor) else eager
+    shapes = [tuple(t.shape) for t in (ours, *runs, reference)]
     assert len(set(shapes)) == 1, f"{name}: shapes of ours, eager, reference differ: {shapes}"
     if ours.numel() == 0:
         return
     assert reference.dtype == torch.float64, f"{name}: the reference must be float64, it is {reference.dtype}"
     with torch.no_grad():
         error = (ours.double() - reference).abs().max().item()
-        eager_error = (eager.double() - reference).abs().max().item()
+        eager_ulps = max((t.double() - reference).abs().max().item() / torch.finfo(t.dtype).eps for t in runs)
         size = max(reference.abs().max().item(), scale or 0.0)
-    eager_ulps = eager_error / torch.finfo(eager.dtype).eps
     factor = 3 if ours.dtype == torch.float64 else 2
     limit = (factor * eager_ulps + size) * torch.finfo(ours.dtype).eps
     if winograd and error > limit and ours.dtype == torch.float32:
         error = (ours.double() - reference).norm().item()
         limit = winograd * 5e-6 * max(reference.norm().item(), (scale or 0.0) * reference.numel() ** 0.5)
     assert error <= limit, (f"{name}: error {error:.3e} is over the limit {limit:.3e} "
-                            f"(eager's error {eager_error:.3e}, scale {size:.3e}, shape {shapes[0]})")
+                            f"(eager's error {eager_ulps:.3g} ulps, scale {size:.3e}, shape {shapes[0]})")

@@ -1,7 +1,9 @@
 """Random ops' inputs and the runs that parity tests compare: ours, eager torch's, and float64's."""
 
 import torch
-from tolerance import ORDERS, ordered, turned
+import torch.nn.functional as F
+from cpu_cases import conv, normalised, zero_in_a_gap
+from tolerance import ORDERS, ordered, orders, turned
 
 import python_ref
 
@@ -58,6 +60,24 @@ def op_inputs(op, n, h, w, seed, channels=16, wide=32, frames=5):
     return [x, *tail], []
 
 
+def clear_of_zero(op, inputs, training):
+    """The inputs with biases (or beta) that put zero into a gap between the values before each ReLU: see cpu_cases."""
+    tensors, running = list(inputs[0]), inputs[1]
+    if op.startswith("conv_bn_act") or op == "residual_block":
+        x, weight, bias, gamma = (t.double() for t in tensors[:4])
+        z = normalised(conv(x, weight), gamma, bias, *(t.double() for t in running[:2]), training)
+        tensors[4] = zero_in_a_gap(z).float()
+        return tensors, running
+    x = tensors[0].double()
+    x = x.unsqueeze(1) if tensors[1].dim() == 5 else x
+    for i in (1, 3):
+        weight = tensors[i].double()
+        z = F.conv3d(x, weight, padding=(0, 1, 1)) if weight.dim() == 5 else conv(x, weight)
+        tensors[i + 1] = zero_in_a_gap(z).float()
+        x = F.relu(z + tensors[i + 1].double().view(-1, *[1] * (z.dim() - 2)))
+    return tensors, running
+
+
 def call(ops, op, tensors, running, training):
     """Runs an op of `ops` (python_ref or dblr_fast.ops) on what op_inputs gave."""
     if op.startswith("stem"):
@@ -74,9 +94,8 @@ def call(ops, op, tensors, running, training):
 
 def run(ops, op, inputs, training, dtype, layout=lambda t: t, input_gradient=True, order=ORDERS[0]):
     """All results of an op as {name: tensor}: output, every gradient, running statistics."""
-    tensors, running = [[ordered(t.to(dtype), order) for t in group] for group in inputs]
+    tensors, running = [[ordered(t.to(dtype), order) for t in group] for group in inputs]  # copies
     leaves = [layout(t).detach().requires_grad_(i > 0 or input_gradient) for i, t in enumerate(tensors)]
-    running = [t.clone() for t in running]
     y = call(ops, op, leaves, running, training)
     grad = torch.rand(y.shape, generator=torch.Generator().manual_seed(1)) - 0.4
     y.backward(ordered(grad.to(dtype), order))
@@ -90,7 +109,7 @@ def reference(op, inputs, training, dtype, **kwargs):
     return run(python_ref, op, inputs, training, dtype, **kwargs)
 
 
-def eager(op, inputs, training):
-    """{name: what eager torch gives in float32, in each of ORDERS}."""
-    runs = [reference(op, inputs, training, torch.float32, order=order) for order in ORDERS]
+def eager(op, inputs, training, backend):
+    """{name: what eager torch gives in float32, in each of the backend's `orders`}."""
+    runs = [reference(op, inputs, training, torch.float32, order=order) for order in orders(backend)]
     return {name: [r[name] for r in runs] for name in runs[0]}

@@ -6,7 +6,7 @@ Errors are the largest absolute ones over the tensor. No test carries a toleranc
 
 What eager torch errs is a matter of luck on tensors of few values, and of the kernels that it chooses for the CPU at
 hand. Tests that judge such tensors run it on the problem and on mirror images of it (`turned`), which are the same
-function summed in other orders, and in both memory formats (`ORDERS`); the largest of the errors counts.
+function summed in other orders (`orders`); the largest of the errors counts.
 
 Winograd's transforms (CPU kernels in float32, 16 channels and more) round more than plain sums. Their results may
 instead differ by 5e-6 of their norm (Frobenius) a convolution on the way; gradients count forward and backward.
@@ -21,8 +21,15 @@ import copy
 
 import torch
 
-ORDERS = [(mirror, memory_format) for mirror in ((False, False), (True, True), (True, False), (False, True))
-          for memory_format in (torch.preserve_format, torch.channels_last)]
+def orders(backend):
+    """(mirror, memory format) of the runs of eager torch that judge a backend: the torch backend, which computes in
+    channels_last, is judged by eager torch's errors in that format too; our kernels are not, for they are larger."""
+    formats = (torch.preserve_format, torch.channels_last) if backend == "torch" else (torch.preserve_format,)
+    return [(mirror, memory_format) for mirror in ((False, False), (True, True), (True, False), (False, True))
+            for memory_format in formats]
+
+
+ORDERS = orders("ours")
 
 
 def turned(t, mirror):
@@ -49,9 +56,9 @@ def ordered_model(model, order):
 
 
 @torch.no_grad()
-def outputs(model, x):
-    """The model's output of x, once for each of ORDERS."""
-    return [turned(ordered_model(model, order)(ordered(x, order)), order[0]) for order in ORDERS]
+def outputs(model, x, backend="ours"):
+    """The model's output of x, once for each of the backend's `orders`."""
+    return [turned(ordered_model(model, order)(ordered(x, order)), order[0]) for order in orders(backend)]
 
 
 def assert_close_as_eager(name, ours, eager, reference, scale=None, winograd=0):

@@ -21,6 +21,7 @@ import copy
 
 import torch
 
+
 def orders(backend):
     """(mirror, memory format) of the runs of eager torch that judge a backend: the torch backend, which computes in
     channels_last, is judged by eager torch's errors in that format too; our kernels are not, for they are larger."""

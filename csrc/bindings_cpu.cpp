@@ -271,7 +271,7 @@ PYBIND11_MODULE(_cpu, m) {
     return all;
   }, "Instruction sets that were built -> None, or why this CPU cannot run them.");
   m.def("isa", &isa, "The instruction set in use.");
-  m.def("has_bf16", [] { return bf16_kernels() != nullptr; }, "Whether it makes products in bf16.");
+  m.def("has_bf16", [] { return bf16_kernels() || amx_kernels(); }, "Whether it makes products in bf16.");
   m.def("set_isa", &set_isa, py::arg("name"), "Use another instruction set from now on, for tests.");
   m.def("use_openmp", [](std::uintptr_t address) { use_openmp(reinterpret_cast<OpenMP>(address)); }, py::arg("address"),
         "Address of GOMP_parallel of the OpenMP library that torch runs on; 0: plain threads.");

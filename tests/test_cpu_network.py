@@ -5,14 +5,16 @@ import threading
 
 import pytest
 import torch
-from test_cpu_kernels import (  # noqa: F401  (three are fixtures)
+from test_cpu_kernels import (  # noqa: F401  (four are fixtures)
     BACKEND,
     BEST,
     ISAS,
     LAYOUTS,
+    any_isa,
     isa,
     poisoned_memory,
     threads_as_before,
+    used,
 )
 from tolerance import assert_close_as_eager, outputs
 
@@ -23,9 +25,9 @@ from dblr_fast.backends.protocol import FoldedNetwork
 from dblr_fast.engine import fold
 
 
-def network_of(blocks=2, tail_skip=True, variant="3d", frames=5):
+def network_of(blocks=2, tail_skip=True, variant="3d", frames=5, **widths):
     torch.manual_seed(0)
-    model = python_ref.DBLRNet(frames=frames, variant=variant, tail_skip=tail_skip, blocks=blocks)
+    model = python_ref.DBLRNet(frames=frames, variant=variant, tail_skip=tail_skip, blocks=blocks, **widths)
     with torch.no_grad():
         for p in model.parameters():
             p.normal_(0, 0.05) if p.dim() > 1 else p.normal_(0, 0.1)
@@ -167,7 +169,7 @@ def test_half_numbers_are_rounded_to_nearest(isa):  # noqa: F811
 
 
 @torch.no_grad()
-def test_bf16_makes_products_of_8_bits(isa):  # noqa: F811
+def test_bf16_makes_products_of_8_bits(any_isa):  # noqa: F811
     """Maps and both sides of every product are rounded to 8 bits; Winograd's transforms double what that errs."""
     model = network_of(2)
     if not _cpu.has_bf16():
@@ -186,15 +188,51 @@ def test_bf16_makes_products_of_8_bits(isa):  # noqa: F811
     assert network(x, (0, 37, 0, 53)).isnan().any()
 
 
+@pytest.fixture(params=("amx", "amx_model"))
+def amx(request):
+    if request.param not in ISAS:
+        pytest.skip(f"{request.param} was not built")
+    yield from used(request.param)
+
+
+@pytest.mark.parametrize("h,w,blocks,width", (
+    (1, 1, 1, 64), (3, 5, 1, 64), (2, 16, 1, 64), (5, 33, 0, 48), (37, 53, 2, 64), (36, 67, 1, 80), (9, 2100, 0, 64)))
+@torch.no_grad()
+def test_amx_errs_as_eager_bf16(amx, h, w, blocks, width):
+    """Direct convolutions: no more error than torch's in bf16. Widths of half a matrix, pictures of less than one, and
+    one so wide that strips are as low as they get."""
+    model = network_of(blocks, width=width)
+    network = BACKEND.network(folded(model), "bf16", torch.device("cpu"))
+    x = torch.rand(16 if h * w < 100 else 1, 5, h, w)
+    y = torch.cat([network(picture[None], (0, h, 0, w)) for picture in x])
+    exact = copy.deepcopy(model).double()(x.double())
+    eager = outputs(copy.deepcopy(model).bfloat16(), x.bfloat16())
+    assert_close_as_eager("amx", y.bfloat16(), eager, exact)
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        assert torch.equal(y[:1], network(LAYOUTS["transposed"](x[:1]), (0, h, 0, w)))
+
+
+@torch.no_grad()
+def test_amx_on_a_part_agrees_with_the_whole_to_the_bit(amx):
+    """A pixel's sums have one order, wherever the picture is cut."""
+    network = BACKEND.network(folded(network_of(1)), "bf16", torch.device("cpu"))
+    x = torch.rand(1, 5, 41, 67)
+    whole = network(x, (0, 41, 0, 67))
+    for y0, y1, x0, x1 in ((0, 1, 0, 1), (40, 41, 66, 67), (7, 30, 20, 21), (13, 29, 9, 60)):
+        assert torch.equal(network(x, (y0, y1, x0, x1)), whole[..., y0:y1, x0:x1])
+
+
 def test_some_instruction_set_here_makes_bf16_products():
-    """Where AVX2 runs, a model of AVX512-BF16 does."""
-    if ISAS.get("avx512_model", "not built"):
-        pytest.skip(f"avx512_model: {ISAS.get('avx512_model', 'not built')}")
-    _cpu.set_isa("avx512_model")
-    try:
-        assert _cpu.has_bf16() and BACKEND.precisions()["bf16"] is None
-    finally:
-        _cpu.set_isa(BEST)
+    """Where AVX2 runs, models of AVX512-BF16 and of AMX do."""
+    for name in ("avx512_model", "amx_model"):
+        if ISAS.get(name, "not built"):
+            pytest.skip(f"{name}: {ISAS.get(name, 'not built')}")
+        _cpu.set_isa(name)
+        try:
+            assert _cpu.has_bf16() and BACKEND.precisions()["bf16"] is None
+        finally:
+            _cpu.set_isa(BEST)
 
 
 @torch.no_grad()

@@ -4,6 +4,12 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#if defined(DBLR_AMX) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace dblr {
 namespace {
 
@@ -15,6 +21,12 @@ struct Isa {
 
 const char* nothing() { return nullptr; }
 #ifdef DBLR_X86
+#if defined(DBLR_AMX) && defined(__linux__)
+bool has_amx_bf16() {
+  unsigned a, b, c, d;  // bits 22 and 24: AMX-BF16 and the tiles
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1) && (d >> 24 & 1);
+}
+#endif
 const char* lacks_avx2() {
   const bool all = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   return all ? nullptr : "AVX2, FMA and F16C";
@@ -24,12 +36,23 @@ const char* lacks_avx512() {
                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   return all && !lacks_avx2() ? nullptr : "AVX-512 (F, BW, DQ and VL)";
 }
+const char* lacks_amx() {
+#if defined(DBLR_AMX) && defined(__linux__)
+  constexpr long kAskForState = 0x1023, kTiles = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA: once a process
+  static const bool all = !lacks_avx512() && __builtin_cpu_supports("avx512bf16") && has_amx_bf16() &&
+                          syscall(SYS_arch_prctl, kAskForState, kTiles) == 0;
+  return all ? nullptr : "AMX-BF16, or this system does not grant it";
+#else
+  return "AMX-BF16 in this build";
+#endif
+}
 #endif
 
 // Best last. A model serves tests and is never chosen by itself.
 const Isa kModels[] = {
 #ifdef DBLR_X86
     {"avx512_model", table_avx512_model, lacks_avx2},
+    {"amx_model", table_avx512_model, lacks_avx2},
 #else
     {nullptr, nullptr, nullptr},
 #endif
@@ -39,6 +62,7 @@ const Isa kIsas[] = {
 #ifdef DBLR_X86
     {"avx2", table_avx2, lacks_avx2},
     {"avx512", table_avx512, lacks_avx512},
+    {"amx", table_avx512, lacks_amx},  // the same, but for bf16
 #endif
 };
 
@@ -108,6 +132,16 @@ const Bf16Kernels* bf16_kernels() {
 #ifdef DBLR_X86
   if (isa() == "avx512" && __builtin_cpu_supports("avx512bf16")) return bf16_avx512();
   if (isa() == "avx512_model") return bf16_avx512_model();
+#endif
+  return nullptr;
+}
+
+const AmxKernels* amx_kernels() {
+#ifdef DBLR_X86
+#ifdef DBLR_AMX
+  if (isa() == "amx") return bf16_amx();
+#endif
+  if (isa() == "amx_model") return bf16_amx_model();
 #endif
   return nullptr;
 }

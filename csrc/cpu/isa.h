@@ -18,6 +18,8 @@ void set_isa(const std::string& name);
 const Table& table();
 // Products in bf16 with the instruction set in use; null where the CPU makes none.
 const Bf16Kernels* bf16_kernels();
+// Convolutions in bf16 by matrices; null where the CPU has none, or the instruction set in use is another.
+const AmxKernels* amx_kernels();
 
 template <class T> const Kernels<T>& kernels_of(const Table& t);
 template <> inline const Kernels<float>& kernels_of(const Table& t) { return t.f32; }

@@ -189,6 +189,34 @@ struct Bf16Kernels {
   void (*output)(const WinogradOutput<float, Bf16>&);
 };
 
+// A convolution of 1 or 2 rows of 16 pixels with up to 32 output channels, directly, in bf16 with sums in float.
+// Of a row of the input, `steps` times 32 elements count from the first pixel that a kernel row covers on: its pixels
+// adjoin, and what goes beyond them meets weights of zero, and must be a number.
+struct AmxProduct {
+  static constexpr Index kSums = 2 * 2 * 16 * 16;
+  // Where the sum of a row's pixel x and channel c lies.
+  static constexpr Index at(Index row, Index x, Index c) { return ((row * 2 + c / 16) * 16 + x) * 16 + c % 16; }
+  const Bf16* rows[4];  // of the input, from the top row of the kernel on the first row of the output on
+  Index pixel;          // of the input, in elements
+  Index kernel_rows, steps, out_rows;
+  const Bf16* weights;    // [kernel row][step][half of the output channels][16 pairs][16 channels][2]
+  Index cols, channels;   // how much is stored; channels a multiple of 16
+  const float* bias;      // [32]
+  float least;            // then what lies below becomes this: 0 for a ReLU, minus infinity for none
+  Bf16* out[2];           // a row each
+  Index out_pixel;
+  const Bf16* add[2][2];  // then added: the rows of up to two maps, null where there is none
+  Index add_pixel[2];
+};
+
+struct AmxKernels {
+  void (*begin)();  // before a thread's first product, and after its last: they set and release its registers
+  void (*end)();
+  // The sums of `now`, and meanwhile what follows the sums of `before`, the call before; either may be null.
+  void (*product)(const AmxProduct* now, float* sums, const AmxProduct* before, const float* sums_before);
+  void (*narrow)(const float* from, Bf16* to, Index count);
+};
+
 struct Table {
   Kernels<float> f32;
   Kernels<double> f64;
@@ -200,5 +228,7 @@ const Table* table_avx512();
 const Table* table_avx512_model();
 const Bf16Kernels* bf16_avx512();
 const Bf16Kernels* bf16_avx512_model();
+const AmxKernels* bf16_amx();
+const AmxKernels* bf16_amx_model();
 
 }  // namespace dblr

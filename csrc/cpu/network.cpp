@@ -14,30 +14,49 @@ namespace {
 // much in 16 bits): three such maps are in use at a time. The more rows, the less often all weights, 30 MB of them for
 // F(4x4) and 52 for F(6x6), come from memory. A whole picture of up to kWholeBytes is one strip, and not skewed.
 constexpr Index kWholeBytes = 4 << 20;
-constexpr Index strip_bytes(int tile) { return tile == 4 ? 2 << 20 : 4 << 20; }
+constexpr Index strip_bytes(int tile) { return tile == 6 ? 4 << 20 : 2 << 20; }
+// By AMX there are no tiles, but rows go in pairs, and a strip must have more than the two that outlive it.
+constexpr int kAmxRows = 4;
 
 }  // namespace
 
 Network::Network(int threads, const Shape& shape, const ConvPair<float>& stem, const std::vector<Layer>& body,
                  const ConvPair<float>& tail, const float* w3, float b3, bool tail_skip, Level level)
     : shape_(shape), kernels_(kernels_of<float>(table())), level_(level), b3_(b3), tail_skip_(tail_skip) {
-  if (level == Level::bf16 && !bf16_kernels()) throw std::invalid_argument("This CPU makes no products in bf16.");
+  if (level == Level::bf16 && !amx_kernels() && !bf16_kernels()) {
+    throw std::invalid_argument("This CPU makes no products in bf16.");
+  }
+  bool amx = level == Level::bf16 && amx_kernels();
   const auto suits = [&](Index out, Index in) {
-    return winograd_tile<float>(kernels_, forward_filter<float>(nullptr, out, in)) != 0;
+    return amx ? amx_suits(in, out)
+               : winograd_tile<float>(kernels_, forward_filter<float>(nullptr, out, in)) != 0;
   };
   skewed_ = suits(shape.width, shape.middle) && suits(shape.width, shape.width) && suits(shape.tail, shape.width) &&
             suits(shape.tail, shape.tail);
   if (!skewed_) {
     if (level == Level::half) level_ = Level::fast;
     if (level == Level::bf16) level_ = Level::exact;
+    amx = false;
   }
-  tile_ = level_ == Level::fast || level_ == Level::half ? 6 : 4;
+  tile_ = amx ? kAmxRows : level_ == Level::fast || level_ == Level::half ? 6 : 4;
   const Run<float> run(threads, kernels_);
   const auto pack = [&](std::vector<Weights<float>>& to, const float* w, const float* b, Index out, Index in) {
     const Filter<float> f = forward_filter(w, out, in);
     const int tile = winograd_tile(kernels_, f, tile_);
     to.emplace_back(run, f, b, nullptr, tile, tile && level_ == Level::bf16);
   };
+  if (amx) {
+    const auto pack_amx = [&](const float* w, const float* b, Index out, Index in) {
+      amx_.emplace_back(threads, forward_filter(w, out, in), b);
+    };
+    stem_.emplace_back(run, forward_filter(stem.w1, shape.middle, shape.frames), stem.b1);
+    pack_amx(stem.w2, stem.b2, shape.width, shape.middle);
+    for (const Layer& layer : body) pack_amx(layer.weight, layer.bias, shape.width, shape.width);
+    pack_amx(tail.w1, tail.b1, shape.tail, shape.width);
+    pack_amx(tail.w2, tail.b2, shape.tail, shape.tail);
+    amx_.emplace_back(threads, tap_filter(w3, shape.tail));
+    return;
+  }
   pack(stem_, stem.w1, stem.b1, shape.middle, shape.frames);
   pack(stem_, stem.w2, stem.b2, shape.width, shape.middle);
   for (const Layer& layer : body) pack(body_, layer.weight, layer.bias, shape.width, shape.width);
@@ -49,7 +68,7 @@ Network::Network(int threads, const Shape& shape, const ConvPair<float>& stem, c
 template <class S> struct Network::Maps {
   Maps(const Network& net, const Strips& strips, Index h, Index w, const Rect& valid, float* memory)
       : memory_(reinterpret_cast<char*>(memory)) {
-    const Index layers = net.layers(), body = static_cast<Index>(net.body_.size()), rows = strips.rows();
+    const Index layers = net.layers(), body = layers - 5, rows = strips.rows();
     // What layer 1, 2, ... gives, with rows for a reader `later` layers on.
     const auto map = [&](auto type, Index channels, Index layer, Index later) {
       using M = decltype(type);
@@ -116,7 +135,9 @@ std::size_t Network::workspace_bytes(Index h, Index w, const Rect& valid) const 
   return Maps<float>(*this, strips, h, w, valid, &base).used;
 }
 
-std::size_t Network::thread_bytes(Index, Index, const Rect&) const { return tail_scratch(kernels_, tail()); }
+std::size_t Network::thread_bytes(Index, Index, const Rect&) const {
+  return amx_.empty() ? tail_scratch(kernels_, tail()) : amx_tail_scratch(amx_[amx_.size() - 2]);
+}
 
 void Network::run(int threads, Map<const float> x, const Rect& valid, float* workspace, Map<float> y) const {
   const auto run = level_ == Level::half   ? &Network::run_with<Half>
@@ -128,12 +149,14 @@ void Network::run(int threads, Map<const float> x, const Rect& valid, float* wor
 template <class S>
 void Network::run_with(int threads, Map<const float> x, const Rect& valid, float* workspace, Map<float> y) const {
   const Run<float> run(threads, kernels_);
-  const Index h = x.h, w = x.w, count = static_cast<Index>(body_.size());
+  const Index h = x.h, w = x.w, count = layers() - 5;
   Strips strips = strips_of(h, w, valid);
   const Maps<S> maps(*this, strips, h, w, valid, workspace);
   std::vector<std::atomic<bool>> overflow(layers() + 1);
   Index number = 0;
-  const auto layer = [&](const Weights<float>& weights, const auto& in, const auto& out, bool relu,
+  using All = std::vector<Weights<float>>;
+  const auto at = [](const All& all, std::size_t i) { return i < all.size() ? &all[i] : nullptr; };
+  const auto layer = [&](const Weights<float>* weights, const auto& in, const auto& out, bool relu,
                          const Map<S>& add = {}, const Map<S>& add_too = {}) {
     using In = std::decay_t<decltype(*in.data)>;
     using Out = std::decay_t<decltype(*out.data)>;
@@ -143,7 +166,7 @@ void Network::run_with(int threads, Map<const float> x, const Rect& valid, float
     } else {
       c.source = constant(in);
     }
-    c.weights = &weights;
+    c.weights = weights;
     c.out = out;
     c.relu = relu;
     if constexpr (std::is_same<Out, S>::value) {
@@ -151,8 +174,12 @@ void Network::run_with(int threads, Map<const float> x, const Rect& valid, float
       c.add[1] = constant(add_too);
     }
     c.overflow = &overflow[++number];
-    strips.add(grow(valid, layers() - number, h, w), [&run, c](const Rect& strip) mutable {
+    const AmxWeights* const amx = weights ? nullptr : &amx_[number - 2];
+    strips.add(grow(valid, layers() - number, h, w), [&run, c, amx](const Rect& strip) mutable {
       c.region = strip;
+      if constexpr (std::is_same<Out, Bf16>::value) {
+        if (amx) return amx_convolve(run, *amx, c);
+      }
       if constexpr (std::is_same<In, float>::value && std::is_same<Out, float>::value) {
         convolve(run, c);
       } else {
@@ -160,22 +187,28 @@ void Network::run_with(int threads, Map<const float> x, const Rect& valid, float
       }
     });
   };
-  layer(stem_[0], Map<float>{const_cast<float*>(x.data), x.n, x.c, h, w, x.sn, x.sc, x.sh, x.sw}, maps.middle, true);
-  layer(stem_[1], maps.middle, maps.l2, true);
+  const Map<float> frames = {const_cast<float*>(x.data), x.n, x.c, h, w, x.sn, x.sc, x.sh, x.sw};
+  layer(at(stem_, 0), frames, maps.middle, true);
+  layer(at(stem_, 1), maps.middle, maps.l2, true);
   Map<S> block = maps.l2, last = maps.l2;  // what the block began with, what the last layer gave
   for (Index i = 0; i < count; i++) {
     const Map<S>& out = maps.between[i];
     if (i % 2 == 0) {
-      layer(body_[i], last, out, true);
+      layer(at(body_, i), last, out, true);
     } else {
       const bool end = i == count - 1;
-      layer(body_[i], last, out, false, end && !tail_skip_ ? maps.l2 : block, end && tail_skip_ ? maps.l2 : Map<S>{});
+      layer(at(body_, i), last, out, false, end && !tail_skip_ ? maps.l2 : block,
+            end && tail_skip_ ? maps.l2 : Map<S>{});
       block = out;
     }
     last = out;
   }
-  layer(tail_[0], last, maps.h1, true);
+  layer(at(tail_, 0), last, maps.h1, true);
   strips.add(grow(valid, 1, h, w), [&](const Rect& strip) {
+    if constexpr (std::is_same<S, Bf16>::value) {
+      const std::size_t end = amx_.size();
+      if (end) return amx_tail(threads, constant(maps.h1), amx_[end - 2], amx_[end - 1], strip, maps.taps);
+    }
     if constexpr (std::is_same<S, float>::value) {
       tail_products<float>(run, constant(maps.h1), tail(), strip, {}, maps.taps);
     } else {

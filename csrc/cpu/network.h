@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "amx.h"
 #include "ops.h"
 #include "strips.h"
 
@@ -18,9 +19,9 @@ class Network {
   struct Layer {
     const float *weight, *bias;
   };
-  // exact: tiles of 4 outputs a side; fast: of 6; half: of 6 and maps between layers in 16 bits; bf16: of 4, maps and
-  // products in bf16. The last two turn into fast and exact where some width does not suit Winograd. Throws
-  // std::invalid_argument for bf16 on a CPU that makes no such products.
+  // exact: tiles of 4 outputs a side; fast: of 6; half: of 6 and maps between layers in 16 bits; bf16: maps and
+  // products in bf16, with tiles of 4, or directly where the CPU has AMX. The last two turn into fast and exact where
+  // some width does not suit. Throws std::invalid_argument for bf16 on a CPU that makes no such products.
   enum class Level { exact, fast, half, bf16 };
   Network(int threads, const Shape& shape, const ConvPair<float>& stem, const std::vector<Layer>& body,
           const ConvPair<float>& tail, const float* w3, float b3, bool tail_skip, Level level);
@@ -34,7 +35,7 @@ class Network {
   // does not fit into 16 bits.
   void run(int threads, Map<const float> x, const Rect& valid, float* workspace, Map<float> y) const;
 
-  Index layers() const { return static_cast<Index>(body_.size()) + 5; }
+  Index layers() const { return static_cast<Index>(amx_.empty() ? body_.size() + 5 : amx_.size() + 1); }
   const Shape& shape() const { return shape_; }
 
  private:
@@ -53,6 +54,7 @@ class Network {
   int tile_;
   bool skewed_;  // strips, where all layers but the first go by Winograd; others take whole strips of what they add
   std::vector<Weights<float>> stem_, body_, tail_;
+  std::vector<AmxWeights> amx_;  // with AMX instead of these: of all layers but the first
   float b3_;
   bool tail_skip_;
 };

@@ -146,7 +146,7 @@ class CpuBackend:
         return None
 
     def precisions(self, device=None):
-        none = "this CPU makes no products in bf16 (AVX512-BF16); take half, which is more exact, or fast"
+        none = "this CPU makes no products in bf16 (AVX512-BF16 or AMX-BF16); take half, which is more exact, or fast"
         return {"exact": None, "fast": None, "half": None, "bf16": None if self._cpu.has_bf16() else none}
 
     def stem(self, x, w1, b1, w2, b2):

@@ -43,3 +43,7 @@ def lacks_products(precision):
 
 def has_avx512():
     return "avx512f" in flags()
+
+
+def has_amx():
+    return "amx_bf16" in flags()

@@ -9,6 +9,7 @@ import torch
 
 import dblr_fast
 import python_ref
+from dblr_fast.backends.planar import planar_stem
 from dblr_fast.training.config import DataConfig, ModelConfig, PrecisionConfig, TrainConfig
 from dblr_fast.training.ranks import Ranks
 from dblr_fast.training.step import Step as TrainingStep
@@ -128,9 +129,19 @@ def channels_last(model):
     return model
 
 
-def network(name, blocks):
+class PlanarReference(python_ref.DBLRNet):
+    """The same with its stem in 2-D: on CPUs with AMX torch 2.13's gradient of a 3-D convolution with one channel
+    crashes or hangs in bf16."""
+
+    def stem(self, x):
+        w1, b1, w2 = planar_stem(self.conv1.weight, self.conv1.bias, self.conv2.weight)
+        return python_ref.stem(x, w1, b1, w2, self.conv2.bias)
+
+
+def network(name, blocks, planar=False):
     """The network of a candidate in training mode, with the weights that all start from."""
-    made = (dblr_fast if name == OURS else python_ref).DBLRNet(blocks=blocks).train()
+    peer = PlanarReference if planar else python_ref.DBLRNet
+    made = (dblr_fast.DBLRNet if name == OURS else peer)(blocks=blocks).train()
     made.load_state_dict(common.random_network(blocks=blocks).state_dict())
     return made if name == OURS else channels_last(made)
 
@@ -140,7 +151,7 @@ def step(name, precision, blocks, device):
     reason = processor.lacks_products(precision) if device.type == "cpu" else None
     if reason is not None:
         raise Missing(f"{reason}, and autocast would emulate them slowly")
-    model = network(name, blocks)
+    model = network(name, blocks, device.type == "cpu" and precision == "bf16" and processor.has_amx())
     if name == COMPILED:
         if device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
             raise Missing("inductor needs a C++ compiler")

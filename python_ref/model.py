@@ -84,8 +84,11 @@ class DBLRNet(nn.Module):
                 module.weight.normal_(0.0, 0.01)
                 module.bias.zero_()
 
+    def stem(self, x):
+        return ops.stem(x, self.conv1.weight, self.conv1.bias, self.conv2.weight, self.conv2.bias)
+
     def forward(self, x):
-        l2 = ops.stem(x, self.conv1.weight, self.conv1.bias, self.conv2.weight, self.conv2.bias)
+        l2 = self.stem(x)
         y = l2
         for block in self.blocks:
             y = block(y)

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .planar import planar_stem, stem_gradients
 from .protocol import FoldedNetwork
 
 MISSING = ("dblr_fast was built without its CPU kernels ({}); install it again with `pip install .`, or take "
@@ -58,22 +59,6 @@ def _view(t: Tensor | None):
 
 def _new_map(n: int, c: int, h: int, w: int, dtype: torch.dtype) -> Tensor:
     return torch.empty((n, h, w, c), dtype=dtype).permute(0, 3, 1, 2)
-
-
-def _planar_stem(w1: Tensor, b1: Tensor, w2: Tensor):
-    """3-D convolutions that collapse time, as 2-D ones over frames and channels stacked: (w1, b1, w2).
-
-    w1 (M, 1, 3, 3, 3) becomes banded (M * (T-2), T, 3, 3): channel m * (T-2) + t sees frames t to t + 2.
-    That is the order in which w2 (C, M, T-2, 3, 3) lies in memory.
-    """
-    if w1.dim() == 4:
-        return w1, b1, w2
-    middle, times = w1.shape[0], w2.shape[2]
-    banded = w1.new_zeros((middle, times, times + 2, 3, 3))
-    for t in range(times):
-        banded[:, t, t:t + 3] = w1[:, 0]
-    return (banded.view(middle * times, times + 2, 3, 3), b1.repeat_interleave(times),
-            w2.reshape(w2.shape[0], middle * times, 3, 3))
 
 
 class _Call:
@@ -151,25 +136,20 @@ class CpuBackend:
 
     def stem(self, x, w1, b1, w2, b2):
         call = _Call(x)
-        planar1, bias1, planar2 = _planar_stem(w1, b1, w2)
+        planar1, bias1, planar2 = planar_stem(w1, b1, w2)
         y = call.new_map(x, w2.shape[0])
         self._cpu.stem(torch.get_num_threads(), call.any_map(x), call.arrays(planar1, bias1, planar2, b2), _view(y))
         return call.out(y)
 
     def stem_backward(self, grad, x, y, w1, b1, w2, need_x):
         call = _Call(x)
-        planar1, bias1, planar2 = _planar_stem(w1, b1, w2)
+        planar1, bias1, planar2 = planar_stem(w1, b1, w2)
         b2 = w2.new_empty(w2.shape[0])
         dw1, db1, dw2, db2 = d = call.new_like(planar1, bias1, planar2, b2)
         dx = call.new_map(x, x.shape[1]) if need_x else None
         self._cpu.stem_backward(torch.get_num_threads(), call.map(grad), call.any_map(x), call.map(y),
                                 call.arrays(planar1, bias1, planar2, b2), _view(dx), _views(d))
-        if w1.dim() == 5:  # a weight of a 3-D convolution stands in the bands of all times
-            middle, times = w1.shape[0], w2.shape[2]
-            bands = dw1.view(middle, times, times + 2, 3, 3)
-            dw1 = sum(bands[:, t, t:t + 3] for t in range(times)).unsqueeze(1)
-            db1 = db1.view(middle, times).sum(1)
-            dw2 = dw2.view(w2.shape)
+        dw1, db1, dw2 = stem_gradients(dw1, db1, dw2, w1, w2)
         dx = None if dx is None else call.out(dx).contiguous()
         return dx, *_narrow((dw1, db1, dw2, db2), (w1, b1, w2, b1))
 
@@ -262,7 +242,7 @@ class CpuNetwork:
     def __init__(self, cpu, folded: FoldedNetwork, precision: str):
         call = _Call(folded.tail[0].new_empty(0, dtype=torch.float32))
         w1, b1, w2, b2 = folded.stem
-        planar1, bias1, planar2 = _planar_stem(w1, b1, w2)
+        planar1, bias1, planar2 = planar_stem(w1, b1, w2)
         self._network = cpu.Network(
             torch.get_num_threads(), call.arrays(planar1, bias1, planar2, b2),
             [tuple(call.arrays(*pair)) for pair in folded.body], call.arrays(*folded.tail[:4]),

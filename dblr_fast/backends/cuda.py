@@ -14,9 +14,9 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from .cpu import _planar_stem
 from .cuda_call import KINDS, LEVELS, Call, padded, up
 from .cuda_network import CudaNetwork
+from .planar import planar_stem, stem_gradients
 from .protocol import FoldedNetwork
 
 MISSING = ("dblr_fast was built without its CUDA library ({}); install it again with DBLR_FAST_CUDA=on and nvcc in "
@@ -154,7 +154,7 @@ class CudaBackend:
     def stem(self, x, w1, b1, w2, b2):
         with self.on(x.device):
             call = Call(self, x, self.level)
-            w1, b1, w2 = _planar_stem(w1, b1, w2)
+            w1, b1, w2 = planar_stem(w1, b1, w2)
             middle, y = up(w1.shape[0], 8), call.new_map(x, w2.shape[0])
             self.module.stem(call.call, call.allocate, call.planes(x), call.weight(w1, middle, w1.shape[1]),
                              call.vector(b1, middle), call.weight(w2, None, middle), call.vector(b2), call.tuple_of(y))
@@ -163,7 +163,7 @@ class CudaBackend:
     def stem_backward(self, grad, x, y, w1, b1, w2, need_x):
         with self.on(x.device):
             call = Call(self, x, self.level)
-            planar1, bias1, planar2 = _planar_stem(w1, b1, w2)
+            planar1, bias1, planar2 = planar_stem(w1, b1, w2)
             dw1, dw2 = call.new_weight(planar1), call.new_weight(planar2)
             db1, db2 = call.new(dw1.shape[0]), call.new(dw2.shape[0])
             dx = call.new_map(x, x.shape[1]) if need_x else None
@@ -171,12 +171,7 @@ class CudaBackend:
                 call.call, call.allocate, call.map(grad), call.planes(x), call.map(y), call.weight(planar1),
                 call.vector(bias1), call.weight(planar2), call.tuple_of(dx), _addresses((dw1, db1, dw2, db2)))
             dw1, db1, dw2 = dw1[:planar1.shape[0], :planar1.shape[1]], db1[:len(bias1)], _cut(dw2, planar2)
-            if w1.dim() == 5:  # a weight of a 3-D convolution stands in the bands of all times
-                middle, times = w1.shape[0], w2.shape[2]
-                bands = dw1.reshape(middle, times, times + 2, 3, 3)
-                dw1 = sum(bands[:, t, t:t + 3] for t in range(times)).unsqueeze(1)
-                db1 = db1.view(middle, times).sum(1)
-                dw2 = dw2.view(w2.shape)
+            dw1, db1, dw2 = stem_gradients(dw1, db1, dw2, w1, w2)
             dx = None if dx is None else dx[..., :x.shape[1]].permute(0, 3, 1, 2).to(x.dtype).contiguous()
             return (dx, dw1.to(w1.dtype).contiguous(), db1.to(b1.dtype), dw2,
                     db2[:w2.shape[0]].to(b1.dtype).contiguous())

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from .cpu import _planar_stem
 from .cuda_call import KINDS, LEVELS, padded, up
+from .planar import planar_stem
 
 GRAPHS = 16  # sizes whose graph is kept; a tiled picture has nine at most
 
@@ -86,7 +86,7 @@ class CudaNetwork:
             return weights[-1].data_ptr(), kept[-1].data_ptr()
 
         w1, b1, w2, b2 = folded.stem
-        w1, b1, w2 = _planar_stem(w1, b1, w2)
+        w1, b1, w2 = planar_stem(w1, b1, w2)
         t1, c1, t2, c2, t3, c3 = folded.tail
         middle, width, tail = up(w1.shape[0], 8), up(w2.shape[0], unit), up(t1.shape[0], unit)
         kept += [ready(t3.reshape(-1, 9).t(), 9, tail), ready(c3, 1)]

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 
+from .planar import planar_stem, stem_gradients
 from .protocol import FoldedNetwork
 
 CL = torch.channels_last
@@ -81,6 +82,10 @@ class TorchBackend:
 
     @_exact
     def stem_backward(self, grad, x, y, w1, b1, w2, need_x):
+        if w1.dim() == 5 and not x.is_cuda and x.dtype == torch.bfloat16:
+            # On CPUs with AMX torch 2.13 crashes or hangs in the weight gradient of a 3-D convolution with one channel.
+            dx, dw1, db1, dw2, db2 = self.stem_backward(grad, x, y, *planar_stem(w1, b1, w2), need_x)
+            return dx, *stem_gradients(dw1, db1, dw2, w1, w2), db2
         if w1.dim() == 5:
             x5 = x.unsqueeze(1)
             middle = F.relu(F.conv3d(x5, w1, b1, padding=(0, 1, 1)))

@@ -13,7 +13,8 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from .cpu import _narrow, _planar_stem
+from .cpu import _narrow
+from .planar import planar_stem, stem_gradients
 from .protocol import FoldedNetwork
 
 CL = torch.channels_last
@@ -104,7 +105,7 @@ class TritonBackend:
 
     @_on_device
     def stem(self, x, w1, b1, w2, b2):
-        w1, b1, w2 = _planar_stem(w1, b1, w2)
+        w1, b1, w2 = planar_stem(w1, b1, w2)
         middle = self._middle(x, w1, b1)
         return _map(self._convolve(middle, self._pack(w2, x), shift=b2.float(), relu=True).y)
 
@@ -116,7 +117,7 @@ class TritonBackend:
     @_on_device
     def stem_backward(self, grad, x, y, w1, b1, w2, need_x):
         kernels = self._kernels
-        planar1, bias1, planar2 = _planar_stem(w1, b1, w2)
+        planar1, bias1, planar2 = planar_stem(w1, b1, w2)
         middle, y = self._middle(x, planar1, bias1), _pixels(y)
         d2 = torch.empty_like(y)
         db2, _ = kernels.norm.backward_sums(_pixels(grad), y, None, "sign", masked=d2)
@@ -127,12 +128,8 @@ class TritonBackend:
         dx = None
         if need_x:
             dx = _map(self._convolve(d1.y, self._pack(planar1, x, adjoint=True)).y).contiguous()
-        if w1.dim() == 5:  # a weight of a 3-D convolution stands in the bands of all times
-            times = w2.shape[2]
-            bands = dw1.view(w1.shape[0], times, times + 2, 3, 3)
-            dw1 = sum(bands[:, t, t:t + 3] for t in range(times)).unsqueeze(1)
-            db1 = db1.view(w1.shape[0], times).sum(1)
-        return dx, dw1.to(w1.dtype), db1.to(b1.dtype), dw2.view(w2.shape).to(w2.dtype), db2.to(b1.dtype)
+        dw1, db1, dw2 = stem_gradients(dw1, db1, dw2, w1, w2)
+        return dx, dw1.to(w1.dtype), db1.to(b1.dtype), dw2.to(w2.dtype), db2.to(b1.dtype)
 
     @_on_device
     def conv_bn_act(self, x, weight, bias, gamma, beta, running_mean, running_var, residual, relu, training, eps, save):
@@ -273,7 +270,7 @@ class TritonNetwork:
         self.tf32, self.tail_skip = precision == "fast", folded.tail_skip
         with torch.no_grad(), self._here():
             w1, b1, w2, b2 = (t.to(device) for t in folded.stem)
-            w1, b1, w2 = _planar_stem(w1, b1, w2)
+            w1, b1, w2 = planar_stem(w1, b1, w2)
             self.first = kernels.planes.pack_planes(w1, self.dtype), w1.shape[0], *_float(b1)
             self.second = self._layer(w2, b2)
             self.body = [self._layer(*pair) for pair in folded.body]

@@ -46,4 +46,5 @@ def has_avx512():
 
 
 def has_amx():
+    """Whether torch multiplies bf16 by matrices here."""
     return "amx_bf16" in flags()

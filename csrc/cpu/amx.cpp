@@ -19,8 +19,6 @@ constexpr Index kPiece = 20;           // times 16 pixels side by side in a task
 constexpr Index kSmallGroup = 40 << 10;
 constexpr int kEdges = 3;  // at most so many times 16 pixels of a row touch an edge: the first, and the last two
 
-Index divide_up(Index a, Index b) { return (a + b - 1) / b; }
-
 // A region in tasks of one or two rows and pieces of a multiple of 16 columns.
 struct AmxTiling {
   AmxTiling(const Rect& region, int threads) : region(region), down(divide_up(region.h(), 2)) {
@@ -130,15 +128,6 @@ AmxProduct amx_product(const AmxWeights& w, Index g, const Tile& t, Index x) {
   return p;
 }
 
-Bf16 nearest(float value) {
-  std::uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return {static_cast<std::uint16_t>((value == value ? bits + 0x7fff + (bits >> 16 & 1) : bits | 0x400000) >> 16)};
-}
-
-const Map<const float>& map_of(const Source<float>& s) { return s.a; }
-const Map<const Bf16>& map_of(const Map<const Bf16>& m) { return m; }
-
 // Products one after the other, each finished while the next one runs. Registers are this thread's as long as it lives.
 class AmxSeries {
  public:
@@ -174,8 +163,8 @@ class AmxSeries {
 
 bool amx_suits(Index in, Index out) { return in % 16 == 0 && out % 16 == 0; }
 
-AmxWeights::AmxWeights(int threads, const Filter<float>& f, const float* bias)
-    : in(f.in), out(f.out), kernel_rows(f.kernel), steps(divide_up(f.kernel * f.in, kGroup)),
+AmxWeights::AmxWeights(const AmxKernels& kernels, int threads, const Filter<float>& f, const float* bias)
+    : kernels(kernels), in(f.in), out(f.out), kernel_rows(f.kernel), steps(divide_up(f.kernel * f.in, kGroup)),
       groups(divide_up(f.out, kGroup)), data_(groups * group_size()), bias_(groups * kGroup) {
   parallel(threads, groups, 0, [&](Index g, char*) {
     Bf16* const to = data_.data() + g * group_size();
@@ -192,7 +181,7 @@ AmxWeights::AmxWeights(int threads, const Filter<float>& f, const float* bias)
         for (Index c = 0; c < kGroup; c++) {
           const Index o = g * kGroup + c;
           const bool real = o < out && dx < f.kernel;
-          tiles[c / kHalf * kTile + c % kHalf * 2] = nearest(real ? f.data[o * f.so + from] : 0.0f);
+          tiles[c / kHalf * kTile + c % kHalf * 2] = to_bf16(real ? f.data[o * f.so + from] : 0.0f);
         }
       }
     }
@@ -202,7 +191,7 @@ AmxWeights::AmxWeights(int threads, const Filter<float>& f, const float* bias)
 template <class In>
 void amx_convolve(const Run<float>& run, const AmxWeights& w, const Convolution<float, In, Bf16>& c) {
   if (c.region.h() <= 0 || c.region.w() <= 0) return;
-  const AmxKernels& k = *amx_kernels();
+  const AmxKernels& k = w.kernels;
   const Map<const In>& m = map_of(c.source);
   const AmxTiling tiling(c.region, run.threads);
   const Rect readable = grow(c.region, 1, m.h, m.w);
@@ -241,7 +230,7 @@ std::size_t amx_tail_scratch(const AmxWeights& second) {
 
 void amx_tail(int threads, Map<const Bf16> h1, const AmxWeights& second, const AmxWeights& last, const Rect& region,
               Map<float> taps) {
-  const AmxKernels& k = *amx_kernels();
+  const AmxKernels& k = second.kernels;
   const AmxTiling tiling(region, threads);
   const Rect readable = grow(region, 1, h1.h, h1.w);
   const Index padded = second.kernel_rows * second.in % kGroup != 0;

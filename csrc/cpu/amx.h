@@ -9,7 +9,8 @@ namespace dblr {
 // Weights of a 3x3 or 1x1 convolution as the kernels take them, padded with zeros to whole tiles.
 class AmxWeights {
  public:
-  AmxWeights(int threads, const Filter<float>& filter, const float* bias = nullptr);
+  AmxWeights(const AmxKernels& kernels, int threads, const Filter<float>& filter, const float* bias = nullptr);
+  const AmxKernels& kernels;  // that the products take
   Index in, out, kernel_rows;
   Index steps;   // of 32 elements in a kernel row
   Index groups;  // of 32 output channels

@@ -13,8 +13,6 @@ namespace {
 // A packed tile of this size stays in a 512 KB second-level cache beside a block of weights.
 constexpr Index kTileBytes = 160 * 1024;
 
-Index divide_up(Index a, Index b) { return (a + b - 1) / b; }
-
 }  // namespace
 
 template <class T>

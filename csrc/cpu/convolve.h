@@ -86,6 +86,9 @@ struct TileSums {
 template <class T, class In> struct FromMap { using type = Map<const In>; };
 template <class T> struct FromMap<T, T> { using type = Source<T>; };
 
+template <class T> const Map<const T>& map_of(const Source<T>& s) { return s.a; }
+template <class S> const Map<const S>& map_of(const Map<const S>& m) { return m; }
+
 // In, Out: the types of the maps; Winograd's weights allow others than T.
 template <class T, class In = T, class Out = T> struct Convolution {
   typename FromMap<T, In>::type source;

@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <stdexcept>
 
-#if defined(DBLR_AMX) && defined(__linux__)
+#ifdef DBLR_AMX
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -21,7 +21,7 @@ struct Isa {
 
 const char* nothing() { return nullptr; }
 #ifdef DBLR_X86
-#if defined(DBLR_AMX) && defined(__linux__)
+#ifdef DBLR_AMX
 bool has_amx_bf16() {
   unsigned a, b, c, d;  // bits 22 and 24: AMX-BF16 and the tiles
   return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1) && (d >> 24 & 1);
@@ -36,16 +36,14 @@ const char* lacks_avx512() {
                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   return all && !lacks_avx2() ? nullptr : "AVX-512 (F, BW, DQ and VL)";
 }
+#ifdef DBLR_AMX
 const char* lacks_amx() {
-#if defined(DBLR_AMX) && defined(__linux__)
   constexpr long kAskForState = 0x1023, kTiles = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA: once a process
   static const bool all = !lacks_avx512() && __builtin_cpu_supports("avx512bf16") && has_amx_bf16() &&
                           syscall(SYS_arch_prctl, kAskForState, kTiles) == 0;
   return all ? nullptr : "AMX-BF16, or this system does not grant it";
-#else
-  return "AMX-BF16 in this build";
-#endif
 }
+#endif
 #endif
 
 // Best last. A model serves tests and is never chosen by itself.
@@ -62,7 +60,9 @@ const Isa kIsas[] = {
 #ifdef DBLR_X86
     {"avx2", table_avx2, lacks_avx2},
     {"avx512", table_avx512, lacks_avx512},
+#ifdef DBLR_AMX
     {"amx", table_avx512, lacks_amx},  // the same, but for bf16
+#endif
 #endif
 };
 

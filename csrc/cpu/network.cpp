@@ -26,7 +26,7 @@ Network::Network(int threads, const Shape& shape, const ConvPair<float>& stem, c
   if (level == Level::bf16 && !amx_kernels() && !bf16_kernels()) {
     throw std::invalid_argument("This CPU makes no products in bf16.");
   }
-  bool amx = level == Level::bf16 && amx_kernels();
+  const AmxKernels* amx = level == Level::bf16 ? amx_kernels() : nullptr;
   const auto suits = [&](Index out, Index in) {
     return amx ? amx_suits(in, out)
                : winograd_tile<float>(kernels_, forward_filter<float>(nullptr, out, in)) != 0;
@@ -36,7 +36,7 @@ Network::Network(int threads, const Shape& shape, const ConvPair<float>& stem, c
   if (!skewed_) {
     if (level == Level::half) level_ = Level::fast;
     if (level == Level::bf16) level_ = Level::exact;
-    amx = false;
+    amx = nullptr;
   }
   tile_ = amx ? kAmxRows : level_ == Level::fast || level_ == Level::half ? 6 : 4;
   const Run<float> run(threads, kernels_);
@@ -47,14 +47,14 @@ Network::Network(int threads, const Shape& shape, const ConvPair<float>& stem, c
   };
   if (amx) {
     const auto pack_amx = [&](const float* w, const float* b, Index out, Index in) {
-      amx_.emplace_back(threads, forward_filter(w, out, in), b);
+      amx_.emplace_back(*amx, threads, forward_filter(w, out, in), b);
     };
     stem_.emplace_back(run, forward_filter(stem.w1, shape.middle, shape.frames), stem.b1);
     pack_amx(stem.w2, stem.b2, shape.width, shape.middle);
     for (const Layer& layer : body) pack_amx(layer.weight, layer.bias, shape.width, shape.width);
     pack_amx(tail.w1, tail.b1, shape.tail, shape.width);
     pack_amx(tail.w2, tail.b2, shape.tail, shape.tail);
-    amx_.emplace_back(threads, tap_filter(w3, shape.tail));
+    amx_.emplace_back(*amx, threads, tap_filter(w3, shape.tail));
     return;
   }
   pack(stem_, stem.w1, stem.b1, shape.middle, shape.frames);

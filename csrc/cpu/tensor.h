@@ -3,12 +3,23 @@
 
 #include <cstddef>
 #include <cstdlib>
+#include <cstring>
 #include <new>
 #include <utility>
 
 #include "kernels.h"
 
 namespace dblr {
+
+inline Index divide_up(Index a, Index b) { return (a + b - 1) / b; }
+
+// To nearest even; not a number stays one.
+inline Bf16 to_bf16(float value) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const std::uint32_t nearest = value == value ? bits + 0x7fff + (bits >> 16 & 1) : bits | 0x400000;
+  return {static_cast<std::uint16_t>(nearest >> 16)};
+}
 
 // Uninitialised memory, aligned to a cache line.
 template <class T> class Buffer {

@@ -14,8 +14,6 @@ constexpr Index kRows = 8, kCols = 32;
 // are added in the order of the groups: the same bits whatever the number of threads.
 constexpr Index kTasks = 32, kBufferBytes = 640 * 1024;
 
-Index divide_up(Index a, Index b) { return (a + b - 1) / b; }
-
 // Shape of the sums: [block][group of input channels][dy][dx][ic of the group][lane]
 template <class T> struct Layout {
   Layout(const Kernels<T>& k, Index in, Index out)

@@ -22,8 +22,6 @@ constexpr Index kSmallCache = 1 << 20, kNarrow = 64;
 constexpr Index kGroup = 64, kGather = 4;
 constexpr Index kMostChannels = 32;  // in a block of weights: two of the widest vectors
 
-Index divide_up(Index a, Index b) { return (a + b - 1) / b; }
-
 template <int M> KernelTransform transform_at_points() {
   using Points = WinogradPoints<M>;
   double point[M + 1] = {};
@@ -45,11 +43,7 @@ template <int M> KernelTransform transform_at_points() {
 
 template <class V> V rounded(double x) {
   if constexpr (std::is_same<V, Bf16>::value) {
-    const float value = static_cast<float>(x);
-    std::uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    const std::uint32_t nearest = value == value ? bits + 0x7fff + (bits >> 16 & 1) : bits | 0x400000;
-    return {static_cast<std::uint16_t>(nearest >> 16)};
+    return to_bf16(static_cast<float>(x));
   } else {
     return static_cast<V>(x);
   }
@@ -74,8 +68,6 @@ template <class V, class In, class T> auto input_transform(const Kernels<T>& k, 
   }
 }
 
-template <class T> const Map<const T>& map_of(const Source<T>& s) { return s.a; }
-template <class S> const Map<const S>& map_of(const Map<const S>& m) { return m; }
 template <class T> bool as_it_is(const Source<T>& s) { return s.load == Load::copy && s.a.sc == 1; }
 template <class S> bool as_it_is(const Map<const S>&) { return true; }
 

@@ -14,8 +14,6 @@ constexpr Index kRange = 64;
 // and at least kParts groups, to keep sums short. As in the direct kernels the groups are added up in order.
 constexpr Index kTasks = 16, kParts = 2;
 
-Index divide_up(Index a, Index b) { return (a + b - 1) / b; }
-
 struct Ranges {
   explicit Ranges(Index channels) : channels(channels), count(divide_up(channels, kRange)) {}
   Index channels, count;

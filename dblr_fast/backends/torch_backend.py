@@ -82,7 +82,7 @@ class TorchBackend:
 
     @_exact
     def stem_backward(self, grad, x, y, w1, b1, w2, need_x):
-        if w1.dim() == 5 and not x.is_cuda and x.dtype == torch.bfloat16:
+        if w1.dim() == 5 and x.device.type == "cpu" and x.dtype == torch.bfloat16:
             # On CPUs with AMX torch 2.13 crashes or hangs in the weight gradient of a 3-D convolution with one channel.
             dx, dw1, db1, dw2, db2 = self.stem_backward(grad, x, y, *planar_stem(w1, b1, w2), need_x)
             return dx, *stem_gradients(dw1, db1, dw2, w1, w2), db2

@@ -17,8 +17,13 @@ namespace py = pybind11;
 namespace dblr {
 namespace {
 
-// f(float()) or f(double()), by the dtype of `v`.
-template <class F> void by_dtype(const View& v, const F& f) { v.is_double ? f(double()) : f(float()); }
+// f(T(), S()): the types of the arithmetic and of the maps, by the dtype of the map `v`.
+template <class F> void by_dtype(const View& v, const F& f) {
+  if (v.element == 8) return f(double(), double());
+  if (v.element == 4) return f(float(), float());
+  if (!amx_kernels()) throw std::invalid_argument("Maps in bfloat16 need AMX: convert them to float32.");
+  f(float(), Bf16());
+}
 
 // v: weight, bias, gamma, beta, mean, var. The forward pass of training has no mean and var yet.
 template <class T>
@@ -45,13 +50,14 @@ void bind_conv_bn_act(py::module_& m) {
   m.def("conv_bn_act",
         [](int threads, View x, std::array<View, 6> conv, View residual, View y, View z, View mean, View var, bool relu,
            bool training, double eps) {
-          by_dtype(x, [&](auto type) {
+          by_dtype(x, [&](auto type, auto kept) {
             using T = decltype(type);
-            const auto xs = any_map<const T>(x, "x");
-            const auto ys = map<T>(y, "y", {xs.n, -1, xs.h, xs.w});
+            using S = decltype(kept);
+            const auto xs = any_map<const S>(x, "x");
+            const auto ys = map<S>(y, "y", {xs.n, -1, xs.h, xs.w});
             const std::array<Index, 4> like = {ys.n, ys.c, ys.h, ys.w};
-            conv_bn_act<T>(threads, xs, conv_norm<T>(conv, ys.c, xs.c, eps, training, true),
-                           optional_map<const T>(residual, "residual", like), ys, optional_map<T>(z, "z", like),
+            conv_bn_act<T, S>(threads, xs, conv_norm<T>(conv, ys.c, xs.c, eps, training, true),
+                           optional_map<const S>(residual, "residual", like), ys, optional_map<S>(z, "z", like),
                            statistic<T>(mean, "mean", ys.c, training), statistic<T>(var, "var", ys.c, training), relu,
                            training);
           });
@@ -60,13 +66,14 @@ void bind_conv_bn_act(py::module_& m) {
   m.def("conv_bn_act_backward",
         [](int threads, View grad, View x, std::array<View, 6> conv, View z, View dx, std::array<View, 4> d, bool relu,
            bool training, double eps) {
-          by_dtype(x, [&](auto type) {
+          by_dtype(x, [&](auto type, auto kept) {
             using T = decltype(type);
-            const auto xs = any_map<const T>(x, "x");
-            const auto zs = map<const T>(z, "z", {xs.n, -1, xs.h, xs.w});
-            conv_bn_act_backward<T>(threads, map<const T>(grad, "grad", {zs.n, zs.c, zs.h, zs.w}), xs,
+            using S = decltype(kept);
+            const auto xs = any_map<const S>(x, "x");
+            const auto zs = map<const S>(z, "z", {xs.n, -1, xs.h, xs.w});
+            conv_bn_act_backward<T, S>(threads, map<const S>(grad, "grad", {zs.n, zs.c, zs.h, zs.w}), xs,
                                     conv_norm<T>(conv, zs.c, xs.c, eps, training, false), zs,
-                                    optional_map<T>(dx, "dx", {xs.n, xs.c, xs.h, xs.w}),
+                                    optional_map<S>(dx, "dx", {xs.n, xs.c, xs.h, xs.w}),
                                     conv_norm_gradient<T>(d, zs.c, xs.c), relu, training);
           });
         },
@@ -77,13 +84,14 @@ void bind_residual_block(py::module_& m) {
   m.def("residual_block",
         [](int threads, View x, std::array<View, 6> first, std::array<View, 6> second, View y, View middle, bool gradient,
            std::array<View, 4> statistics, bool training, double eps) {
-          by_dtype(x, [&](auto type) {
+          by_dtype(x, [&](auto type, auto kept) {
             using T = decltype(type);
-            const auto xs = map<const T>(x, "x");
-            const auto mid = map<T>(middle, "middle", {xs.n, -1, xs.h, xs.w});
+            using S = decltype(kept);
+            const auto xs = map<const S>(x, "x");
+            const auto mid = map<S>(middle, "middle", {xs.n, -1, xs.h, xs.w});
             const std::array<Index, 4> like = {xs.n, xs.c, xs.h, xs.w};
-            residual_block<T>(threads, xs, conv_norm<T>(first, mid.c, xs.c, eps, training, true),
-                              conv_norm<T>(second, xs.c, mid.c, eps, training, true), map<T>(y, "y", like), mid,
+            residual_block<T, S>(threads, xs, conv_norm<T>(first, mid.c, xs.c, eps, training, true),
+                              conv_norm<T>(second, xs.c, mid.c, eps, training, true), map<S>(y, "y", like), mid,
                               gradient,
                               statistic<T>(statistics[0], "mean1", mid.c, training),
                               statistic<T>(statistics[1], "var1", mid.c, training),
@@ -96,17 +104,18 @@ void bind_residual_block(py::module_& m) {
         [](int threads, View grad, View x, std::array<View, 6> first, std::array<View, 6> second,
            std::array<View, 3> scratch, View dx, std::array<View, 4> d1, std::array<View, 4> d2, bool training,
            double eps) {
-          by_dtype(x, [&](auto type) {
+          by_dtype(x, [&](auto type, auto kept) {
             using T = decltype(type);
-            const auto xs = any_map<const T>(x, "x");
-            const auto zs = map<T>(scratch[0], "scratch", {xs.n, -1, xs.h, xs.w});
+            using S = decltype(kept);
+            const auto xs = any_map<const S>(x, "x");
+            const auto zs = map<S>(scratch[0], "scratch", {xs.n, -1, xs.h, xs.w});
             const std::array<Index, 4> like = {xs.n, xs.c, xs.h, xs.w};
-            residual_block_backward<T>(threads, map<const T>(grad, "grad", like), xs,
+            residual_block_backward<T, S>(threads, map<const S>(grad, "grad", like), xs,
                                        conv_norm<T>(first, zs.c, xs.c, eps, training, false),
                                        conv_norm<T>(second, xs.c, zs.c, eps, training, false),
-                                       {zs, map<T>(scratch[1], "scratch", like),
-                                        map<T>(scratch[2], "scratch", {zs.n, zs.c, zs.h, zs.w})},
-                                       optional_map<T>(dx, "dx", like), conv_norm_gradient<T>(d1, zs.c, xs.c),
+                                       {zs, map<S>(scratch[1], "scratch", like),
+                                        map<S>(scratch[2], "scratch", {zs.n, zs.c, zs.h, zs.w})},
+                                       optional_map<S>(dx, "dx", like), conv_norm_gradient<T>(d1, zs.c, xs.c),
                                        conv_norm_gradient<T>(d2, xs.c, zs.c), training);
           });
         },
@@ -123,26 +132,28 @@ template <class T> ConvPair<T> conv_pair(const std::array<View, 4>& v, Index in)
 void bind_stem(py::module_& m) {
   m.def("stem",
         [](int threads, View x, std::array<View, 4> weights, View y) {
-          by_dtype(x, [&](auto type) {
+          by_dtype(x, [&](auto type, auto kept) {
             using T = decltype(type);
-            const auto xs = any_map<const T>(x, "x");
+            using S = decltype(kept);
+            const auto xs = any_map<const S>(x, "x");
             const ConvPair<T> p = conv_pair<T>(weights, xs.c);
             const Run<T> run(threads);
-            const Weights<T> first = weights_for(run, forward_filter(p.w1, p.middle, p.in), p.b1);
-            const Weights<T> second = weights_for(run, forward_filter(p.w2, p.out, p.middle), p.b2);
-            stem<T>(run, xs, first, second, whole(xs.h, xs.w), map<T>(y, "y", {xs.n, p.out, xs.h, xs.w}));
+            const auto first = layer_weights<S>(run, forward_filter(p.w1, p.middle, p.in), p.b1);
+            const auto second = layer_weights<S>(run, forward_filter(p.w2, p.out, p.middle), p.b2);
+            stem<T, S>(run, xs, first, second, whole(xs.h, xs.w), map<S>(y, "y", {xs.n, p.out, xs.h, xs.w}));
           });
         },
         py::call_guard<py::gil_scoped_release>());
   m.def("stem_backward",
         [](int threads, View grad, View x, View y, std::array<View, 4> weights, View dx, std::array<View, 4> d) {
-          by_dtype(x, [&](auto type) {
+          by_dtype(x, [&](auto type, auto kept) {
             using T = decltype(type);
-            const auto xs = any_map<const T>(x, "x");
+            using S = decltype(kept);
+            const auto xs = any_map<const S>(x, "x");
             const ConvPair<T> p = conv_pair<T>(weights, xs.c);
             const std::array<Index, 4> like = {xs.n, p.out, xs.h, xs.w};
-            stem_backward<T>(threads, map<const T>(grad, "grad", like), xs, map<const T>(y, "y", like), p,
-                             optional_map<T>(dx, "dx", {xs.n, xs.c, xs.h, xs.w}),
+            stem_backward<T, S>(threads, map<const S>(grad, "grad", like), xs, map<const S>(y, "y", like), p,
+                             optional_map<S>(dx, "dx", {xs.n, xs.c, xs.h, xs.w}),
                              array<T>(d[0], "dw1", {p.middle, p.in, 3, 3}), array<T>(d[1], "db1", {p.middle}),
                              array<T>(d[2], "dw2", {p.out, p.middle, 3, 3}), array<T>(d[3], "db2", {p.out}));
           });
@@ -158,34 +169,36 @@ template <class T> Map<T> planes(const View& v, Index n, Index h, Index w) {
 void bind_reconstruct(py::module_& m) {
   m.def("reconstruct",
         [](int threads, View x, std::array<View, 4> weights, View w3, View b3, View taps, View y, View h1, View h2) {
-          by_dtype(x, [&](auto type) {
+          by_dtype(x, [&](auto type, auto kept) {
             using T = decltype(type);
-            const auto xs = any_map<const T>(x, "x");
+            using S = decltype(kept);
+            const auto xs = any_map<const S>(x, "x");
             const ConvPair<T> p = conv_pair<T>(weights, xs.c);
             const Run<T> run(threads);
-            const Weights<T> first = weights_for(run, forward_filter(p.w1, p.middle, p.in), p.b1);
-            const Weights<T> second = weights_for(run, forward_filter(p.w2, p.out, p.middle), p.b2);
-            const Weights<T> last(run, tap_filter<T>(array<T>(w3, "w3", {1, p.out, 3, 3}), p.out));
-            reconstruct<T>(run, xs, {&first, &second, &last, *array<T>(b3, "b3", {1})}, whole(xs.h, xs.w),
+            const auto first = layer_weights<S>(run, forward_filter(p.w1, p.middle, p.in), p.b1);
+            const auto second = layer_weights<S>(run, forward_filter(p.w2, p.out, p.middle), p.b2);
+            const WeightsFor<T, S> last = tap_weights<S>(run, array<T>(w3, "w3", {1, p.out, 3, 3}), p.out);
+            reconstruct<T, S>(run, xs, {&first, &second, &last, *array<T>(b3, "b3", {1})}, whole(xs.h, xs.w),
                            planes<T>(taps, xs.n, xs.h, xs.w), map<T>(y, "y", {xs.n, 1, xs.h, xs.w}),
-                           optional_map<T>(h1, "h1", {xs.n, p.middle, xs.h, xs.w}),
-                           optional_map<T>(h2, "h2", {xs.n, p.out, xs.h, xs.w}));
+                           optional_map<S>(h1, "h1", {xs.n, p.middle, xs.h, xs.w}),
+                           optional_map<S>(h2, "h2", {xs.n, p.out, xs.h, xs.w}));
           });
         },
         py::call_guard<py::gil_scoped_release>());
   m.def("reconstruct_backward",
         [](int threads, View grad, View x, View h1, View h2, View w1, View w2, View w3, View dx, std::array<View, 6> d) {
-          by_dtype(x, [&](auto type) {
+          by_dtype(x, [&](auto type, auto kept) {
             using T = decltype(type);
-            const auto xs = any_map<const T>(x, "x");
-            const auto first = map<const T>(h1, "h1", {xs.n, -1, xs.h, xs.w});
-            const auto second = map<const T>(h2, "h2", {xs.n, -1, xs.h, xs.w});
+            using S = decltype(kept);
+            const auto xs = any_map<const S>(x, "x");
+            const auto first = map<const S>(h1, "h1", {xs.n, -1, xs.h, xs.w});
+            const auto second = map<const S>(h2, "h2", {xs.n, -1, xs.h, xs.w});
             const Index c1 = first.c, c2 = second.c;
             const ConvPair<T> p = {array<T>(w1, "w1", {c1, xs.c, 3, 3}), nullptr, array<T>(w2, "w2", {c2, c1, 3, 3}),
                                    nullptr, xs.c, c1, c2};
-            reconstruct_backward<T>(
-                threads, map<const T>(grad, "grad", {xs.n, 1, xs.h, xs.w}), xs, first, second, p,
-                array<T>(w3, "w3", {1, c2, 3, 3}), optional_map<T>(dx, "dx", {xs.n, xs.c, xs.h, xs.w}),
+            reconstruct_backward<T, S>(
+                threads, map<const S>(grad, "grad", {xs.n, 1, xs.h, xs.w}), xs, first, second, p,
+                array<T>(w3, "w3", {1, c2, 3, 3}), optional_map<S>(dx, "dx", {xs.n, xs.c, xs.h, xs.w}),
                 array<T>(d[0], "dw1", {c1, xs.c, 3, 3}), array<T>(d[1], "db1", {c1}),
                 array<T>(d[2], "dw2", {c2, c1, 3, 3}), array<T>(d[3], "db2", {c2}),
                 array<T>(d[4], "dw3", {1, c2, 3, 3}), array<T>(d[5], "db3", {1}));
@@ -272,6 +285,7 @@ PYBIND11_MODULE(_cpu, m) {
   }, "Instruction sets that were built -> None, or why this CPU cannot run them.");
   m.def("isa", &isa, "The instruction set in use.");
   m.def("has_bf16", [] { return bf16_kernels() || amx_kernels(); }, "Whether it makes products in bf16.");
+  m.def("multiplies_maps_in_bf16", [] { return amx_kernels() != nullptr; }, "Whether the ops take maps in bfloat16.");
   m.def("set_isa", &set_isa, py::arg("name"), "Use another instruction set from now on, for tests.");
   m.def("use_openmp", [](std::uintptr_t address) { use_openmp(reinterpret_cast<OpenMP>(address)); }, py::arg("address"),
         "Address of GOMP_parallel of the OpenMP library that torch runs on; 0: plain threads.");

@@ -1,4 +1,4 @@
-// A tensor as Python hands it over: (address, is_double, shape, strides in elements), or None.
+// A tensor as Python hands it over: (address, bytes of an element, shape, strides in elements), or None.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -14,7 +14,7 @@ namespace dblr {
 
 struct View {
   void* data = nullptr;
-  bool is_double = false;
+  std::size_t element = 0;  // bytes: 8 float64, 4 float32, 2 bfloat16
   int dims = 0;
   std::array<Index, 5> shape{}, stride{};
   bool given = false;
@@ -26,12 +26,21 @@ inline std::string text(const Index* shape, int dims) {
   return s + ")";
 }
 
+// The name of the dtype with elements of so many bytes.
+inline std::string dtype_of(std::size_t element) {
+  return element == 8 ? "float64" : element == 4 ? "float32" : "bfloat16";
+}
+
+inline void check_dtype(const View& v, const char* name, std::size_t element) {
+  if (v.element == element) return;
+  throw std::invalid_argument(std::string(name) + " must have dtype " + dtype_of(element) + ", got " +
+                              dtype_of(v.element) + ".");
+}
+
 // The address of a contiguous tensor of the wanted shape. Refusals name the tensor.
 template <class T> T* array(const View& v, const char* name, std::initializer_list<Index> shape) {
   if (!v.given) throw std::invalid_argument(std::string(name) + " must be a tensor, got None.");
-  if (v.is_double != (sizeof(T) == 8)) {
-    throw std::invalid_argument(std::string(name) + " must have the dtype of the maps (float32 or float64).");
-  }
+  check_dtype(v, name, sizeof(T));
   bool right = v.dims == static_cast<int>(shape.size());
   Index step = 1;
   for (int i = v.dims - 1; right && i >= 0; i--) {
@@ -49,9 +58,7 @@ template <class T> T* array(const View& v, const char* name, std::initializer_li
 // A map (N, C, H, W) of any strides; -1 in `shape` takes any size.
 template <class T> Map<T> any_map(const View& v, const char* name, std::array<Index, 4> shape = {-1, -1, -1, -1}) {
   if (!v.given) throw std::invalid_argument(std::string(name) + " must be a tensor, got None.");
-  if (v.is_double != (sizeof(T) == 8)) {
-    throw std::invalid_argument(std::string(name) + " must have the dtype of the other maps (float32 or float64).");
-  }
+  check_dtype(v, name, sizeof(T));
   bool right = v.dims == 4;
   for (int i = 0; right && i < 4; i++) right = shape[i] < 0 || v.shape[i] == shape[i];
   if (!right) {
@@ -80,7 +87,7 @@ template <class T> Map<T> optional_map(const View& v, const char* name, std::arr
 
 namespace pybind11::detail {
 template <> struct type_caster<dblr::View> {
-  PYBIND11_TYPE_CASTER(dblr::View, const_name("tuple[int, bool, tuple, tuple] | None"));
+  PYBIND11_TYPE_CASTER(dblr::View, const_name("tuple[int, int, tuple, tuple] | None"));
   bool load(handle source, bool) {
     value = {};
     if (source.is_none()) return true;
@@ -90,7 +97,7 @@ template <> struct type_caster<dblr::View> {
     const auto shape = t[2].cast<tuple>(), stride = t[3].cast<tuple>();
     if (shape.size() > 5 || shape.size() != stride.size()) return false;
     value.data = reinterpret_cast<void*>(t[0].cast<std::uintptr_t>());
-    value.is_double = t[1].cast<bool>();
+    value.element = t[1].cast<std::size_t>();
     value.dims = static_cast<int>(shape.size());
     for (int i = 0; i < value.dims; i++) {
       value.shape[i] = shape[i].cast<dblr::Index>();

@@ -42,7 +42,7 @@ def used(name):
     _cpu.set_isa(BEST)
 
 
-# amx has the kernels of avx512 for all but the network in bf16, and so have their models.
+# amx has the kernels of avx512 for all but what is in bf16 (see test_cpu_bf16.py), and so have their models.
 @pytest.fixture(params=[name for name in ISAS if not name.startswith("amx")])
 def isa(request):
     yield from used(request.param)
@@ -158,7 +158,7 @@ def test_inputs_are_left_alone_and_input_gradient_is_optional(isa, op):
 
 @pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16))
 @pytest.mark.parametrize("op", OPS)
-def test_narrow_types_compute_in_float32(op, dtype):
+def test_narrow_types_compute_in_float32(isa, op, dtype):
     case = (op, "odd", 2, 9, 11, op in NORMED)
     tensors, running, grad = inputs(*case)
     for t in ours(BACKEND, case, dtype).values():

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "ops.h"
+#include "norm.h"
 #include "threads.h"
 
 namespace dblr {
@@ -13,113 +13,146 @@ namespace {
 
 constexpr Index kPixels = 16, kGroup = 32, kHalf = 16, kTile = kHalf * kGroup;
 constexpr Index kTaken = kPixels + 3;  // pixels that 16 outputs read: a neighbour a side, and one that meets zeros
-constexpr Index kPiece = 20;           // times 16 pixels side by side in a task
 // Weights of a group of output channels up to this size stay in the first-level cache from pixels to pixels; of larger
 // ones the pixels stay there, from group to group.
 constexpr Index kSmallGroup = 40 << 10;
 constexpr int kEdges = 3;  // at most so many times 16 pixels of a row touch an edge: the first, and the last two
 
-// A region in tasks of one or two rows and pieces of a multiple of 16 columns.
+// A task's rows and times 16 pixels side by side: of maps read in place; and of others, which are packed, where more
+// rows share those around them. Sums go with the latter too, for many tasks have many sums to merge.
+struct AmxShape {
+  Index rows, pieces;
+};
+constexpr AmxShape kInPlace = {2, 20}, kPacked = {8, 8};
+constexpr Index kMostTaken = kPacked.rows + 2;  // rows that a task reads
+
+// A region in such tasks. threads: tasks are cut smaller to give each some; 1 where results depend on the tasks.
 struct AmxTiling {
-  AmxTiling(const Rect& region, int threads) : region(region), down(divide_up(region.h(), 2)) {
+  AmxTiling(const Rect& region, int threads, const AmxShape& shape)
+      : region(region), rows(shape.rows), down(divide_up(region.h(), rows)) {
     const Index across = divide_up(region.w(), kPixels);
-    pieces = divide_up(across, kPiece);
+    pieces = divide_up(across, shape.pieces);
     if (down * pieces < 2 * threads) pieces = std::min(across, divide_up(2 * threads, down));
     most = divide_up(across, pieces) * kPixels;
+    pieces = divide_up(region.w(), most);
   }
   Index tasks() const { return down * pieces; }
   Tile tile(Index task) const {
-    const Index n = task / tasks(), y = region.y0 + task % tasks() / pieces * 2, x = region.x0 + task % pieces * most;
-    return {n, y, x, std::min<Index>(2, region.y1 - y), std::max<Index>(std::min(most, region.x1 - x), 0)};
+    const Index n = task / tasks(), y = region.y0 + task % tasks() / pieces * rows, x = region.x0 + task % pieces * most;
+    return {n, y, x, std::min(rows, region.y1 - y), std::min(most, region.x1 - x)};
   }
   Rect region;
-  Index down, pieces, most;
+  Index rows, down, pieces, most;
 };
 
-void copy_pixels(const AmxKernels&, const Bf16* from, Bf16* to, Index count) {
-  std::memcpy(to, from, count * sizeof(Bf16));
+template <class S> bool in_place(const Source<float, S>& s, Index pixel) {
+  return std::is_same<S, Bf16>::value && s.load == Load::copy && s.a.sc == 1 && s.a.sw == pixel;
 }
-void copy_pixels(const AmxKernels& k, const float* from, Bf16* to, Index count) { k.narrow(from, to, count); }
+
+void load_row(const AmxKernels& k, const Source<float, Bf16>& s, const Rect& readable, Index n, Index y, Index x0,
+              Index cols, Index pixel, Bf16* to) {
+  amx_load_row(k, s, readable, n, y, x0, cols, 0, s.a.c, pixel, to);
+}
+void load_row(const AmxKernels& k, const Source<float>& s, const Rect& readable, Index n, Index y, Index x0, Index cols,
+              Index pixel, Bf16* to) {
+  const bool inside = y >= readable.y0 && y < readable.y1;
+  const Index begin = inside ? std::clamp(readable.x0 - x0, Index(0), cols) : cols;
+  const Index end = std::clamp(readable.x1 - x0, begin, cols);
+  std::memset(to, 0, begin * pixel * sizeof(Bf16));
+  std::memset(to + end * pixel, 0, (cols - end) * pixel * sizeof(Bf16));
+  if (begin == end) return;
+  k.narrow(s.a.data + n * s.a.sn + row_of(s.a, y) + (x0 + begin) * pixel, to + begin * pixel, (end - begin) * pixel);
+}
 
 // The input of a task: where each row lies from the pixel left of 16 outputs on, as it is in the map where all that is
 // read lies within `readable`, else packed with zeros around.
 template <class In> class AmxRows {
  public:
-  static Index scratch(Index in, Index most) { return (kTaken + (kWhole ? 4 * (most + 3) : kEdges * 4 * kTaken)) * in; }
+  static Index scratch(Index pixel, const AmxTiling& t, bool in_place) {
+    return (kTaken + (t.rows + 2) * (in_place ? kEdges * kTaken : t.most + 3)) * pixel;
+  }
 
-  AmxRows(const AmxKernels& k, const Map<const In>& m, const Rect& readable, const Tile& t, Index padded, Bf16* scratch)
-      : m_(m), readable_(readable), t_(t), zeros_(scratch), packed_(scratch + kTaken * m.c) {
-    std::memset(zeros_, 0, kTaken * m.c * sizeof(Bf16));
+  AmxRows(const AmxWeights& w, const Source<float, In>& s, const Rect& readable, const Tile& t, Bf16* scratch)
+      : t_(t), pixel_(w.pixel), zeros_(scratch), packed_(scratch + kTaken * w.pixel), whole_(!in_place(s, w.pixel)) {
+    const auto pack = [&](Index x0, Index cols, Bf16* to) {
+      for (Index r = 0; r < t.rows + 2; r++, to += cols * pixel_) {
+        load_row(w.kernels, s, readable, t.n, t.y - 1 + r, x0, cols, pixel_, to);
+      }
+    };
+    if (whole_) {
+      pack(t.x - 1, t.cols + 3, packed_);
+      return;
+    }
+    map_pixel_ = s.a.sw;
+    std::memset(zeros_, 0, kTaken * pixel_ * sizeof(Bf16));
     for (Index r = 0; r < t.rows + 2; r++) {
       const Index y = t.y - 1 + r;
       const bool inside = y >= readable.y0 && y < readable.y1;
-      row_[r] = inside ? m.data + t.n * m.sn + row_of(m, y) : nullptr;
+      row_[r] = inside ? reinterpret_cast<const Bf16*>(s.a.data + t.n * s.a.sn + row_of(s.a, y)) : nullptr;
     }
-    if (kWhole) pack(k, t.x - 1, t.cols + 3, packed_);
-    for (Index x = t.x; !kWhole && x < t.x + t.cols; x += kPixels) {
-      const bool inside = x - 1 >= readable.x0 && x + kPixels + 1 + padded <= readable.x1;
-      if (inside) continue;
+    const Index more = w.kernel_rows * pixel_ % kGroup != 0;  // pixels read beyond those that count
+    for (Index x = t.x; x < t.x + t.cols; x += kPixels) {
+      if (x - 1 >= readable.x0 && x + kPixels + 1 + more <= readable.x1) continue;
       edge_[edges_] = x;
-      pack(k, x - 1, kTaken, packed_ + edges_++ * 4 * kTaken * m.c);
+      pack(x - 1, kTaken, packed_ + edges_++ * (t.rows + 2) * kTaken * pixel_);
     }
   }
-  void rows(Index x, const Bf16* to[4]) const {
-    if (kWhole) {
-      for (Index r = 0; r < t_.rows + 2; r++) to[r] = packed_ + (r * (t_.cols + 3) + x - t_.x) * m_.c;
+  // For outputs of rows r and r + 1 of the task.
+  void rows(Index r, Index x, const Bf16* to[4]) const {
+    const Index count = std::min<Index>(4, t_.rows + 2 - r);
+    if (whole_) {
+      for (Index i = 0; i < count; i++) to[i] = packed_ + ((r + i) * (t_.cols + 3) + x - t_.x) * pixel_;
       return;
     }
     for (int e = 0; e < edges_; e++) {
       if (edge_[e] != x) continue;
-      for (Index r = 0; r < t_.rows + 2; r++) to[r] = packed_ + (e * 4 + r) * kTaken * m_.c;
+      for (Index i = 0; i < count; i++) to[i] = packed_ + (e * (t_.rows + 2) + r + i) * kTaken * pixel_;
       return;
     }
-    if constexpr (!kWhole) {
-      for (Index r = 0; r < t_.rows + 2; r++) to[r] = row_[r] ? row_[r] + (x - 1) * m_.sw : zeros_;
-    }
+    for (Index i = 0; i < count; i++) to[i] = row_[r + i] ? row_[r + i] + (x - 1) * map_pixel_ : zeros_;
   }
 
  private:
-  static constexpr bool kWhole = !std::is_same<In, Bf16>::value;  // other types are converted, all of a task at once
-  void pack(const AmxKernels& k, Index x0, Index cols, Bf16* to) const {
-    const Index begin = std::clamp(readable_.x0 - x0, Index(0), cols);
-    const Index end = std::clamp(readable_.x1 - x0, begin, cols);
-    for (Index r = 0; r < t_.rows + 2; r++, to += cols * m_.c) {
-      const Index left = row_[r] ? begin : cols, right = row_[r] ? end : cols;
-      std::memset(to, 0, left * m_.c * sizeof(Bf16));
-      std::memset(to + right * m_.c, 0, (cols - right) * m_.c * sizeof(Bf16));
-      if (left < right) copy_pixels(k, row_[r] + (x0 + begin) * m_.sw, to + begin * m_.c, (end - begin) * m_.c);
-    }
-  }
-  const Map<const In>& m_;
-  const Rect& readable_;
   const Tile& t_;
+  Index pixel_, map_pixel_ = 0;
   Bf16 *zeros_, *packed_;
-  const In* row_[4] = {};  // from the picture's first column on; null: all zero
+  bool whole_;
+  const Bf16* row_[kMostTaken] = {};  // from the picture's first column on; null: all zero
   Index edge_[kEdges] = {};
   int edges_ = 0;
 };
 
-// f(group, x) for all groups of output channels and all 16 pixels of a task, in the order that suits the caches.
+// Rows of a task in a map that may be null.
+template <class S> struct RowsOf {
+  RowsOf(const Map<S>& m, const Tile& t) : pixel(m.sw) {
+    for (Index r = 0; r < t.rows; r++) row[r] = pixels(m, t.n, t.y + r, 0).data;
+  }
+  S* at(Index r, Index x, Index channel) const { return row[r] ? row[r] + x * pixel + channel : nullptr; }
+  Index pixel;
+  S* row[kPacked.rows];
+};
+
+// f(group, row, x) for all groups of output channels, pairs of rows and times 16 pixels of a task, in the order that
+// suits the caches.
 template <class F> void each_product(const AmxWeights& w, const Tile& t, const F& f) {
-  const Index end = t.x + t.cols;
-  if (w.group_size() * static_cast<Index>(sizeof(Bf16)) <= kSmallGroup) {
-    for (Index g = 0; g < w.groups; g++) {
-      for (Index x = t.x; x < end; x += kPixels) f(g, x);
-    }
-  } else {
-    for (Index x = t.x; x < end; x += kPixels) {
-      for (Index g = 0; g < w.groups; g++) f(g, x);
+  const bool small = w.group_size() * static_cast<Index>(sizeof(Bf16)) <= kSmallGroup;
+  const Index together = small ? 1 : w.groups;
+  for (Index g = 0; g < w.groups; g += together) {
+    for (Index r = 0; r < t.rows; r += 2) {
+      for (Index x = t.x; x < t.x + t.cols; x += kPixels) {
+        for (Index i = g; i < g + together; i++) f(i, r, x);
+      }
     }
   }
 }
 
-// Everything of a product but its rows and what follows the bias.
-AmxProduct amx_product(const AmxWeights& w, Index g, const Tile& t, Index x) {
+// Everything of a product of rows r and r + 1 but where they are, and what follows the bias.
+AmxProduct amx_product(const AmxWeights& w, Index g, const Tile& t, Index r, Index x) {
   AmxProduct p = {};
-  p.pixel = w.in;
+  p.pixel = w.pixel;
   p.kernel_rows = w.kernel_rows;
   p.steps = w.steps;
-  p.out_rows = t.rows;
+  p.out_rows = std::min<Index>(2, t.rows - r);
   p.weights = w.group(g);
   p.cols = std::min(kPixels, t.x + t.cols - x);
   p.channels = std::min(kGroup, w.out - g * kGroup);
@@ -161,11 +194,13 @@ class AmxSeries {
 
 }  // namespace
 
-bool amx_suits(Index in, Index out) { return in % 16 == 0 && out % 16 == 0; }
+bool amx_suits(Index in, Index out) { return in % kAmxChannels == 0 && out % kAmxChannels == 0; }
 
-AmxWeights::AmxWeights(const AmxKernels& kernels, int threads, const Filter<float>& f, const float* bias)
-    : kernels(kernels), in(f.in), out(f.out), kernel_rows(f.kernel), steps(divide_up(f.kernel * f.in, kGroup)),
-      groups(divide_up(f.out, kGroup)), data_(groups * group_size()), bias_(groups * kGroup) {
+AmxWeights::AmxWeights(const AmxKernels& kernels, int threads, const Filter<float>& f, const float* bias,
+                       const double* scale)
+    : kernels(kernels), in(f.in), out(f.out), kernel_rows(f.kernel), pixel(amx_filled(f.in)),
+      steps(divide_up(f.kernel * pixel, kGroup)), groups(divide_up(f.out, kGroup)), data_(groups * group_size()),
+      bias_(groups * kGroup) {
   parallel(threads, groups, 0, [&](Index g, char*) {
     Bf16* const to = data_.data() + g * group_size();
     for (Index c = 0; c < kGroup; c++) {
@@ -175,97 +210,121 @@ AmxWeights::AmxWeights(const AmxKernels& kernels, int threads, const Filter<floa
     // A kernel row is one run: pixel by pixel its channels.
     for (Index row = 0; row < kernel_rows; row++) {
       for (Index k = 0; k < steps * kGroup; k++) {
-        const Index dx = k / in, channel = k % in, tap = row * f.kernel + dx;
+        const Index dx = k / pixel, channel = k % pixel, tap = row * f.kernel + dx;
         const Index from = channel * f.si + (f.flip ? f.kernel * f.kernel - 1 - tap : tap);
         Bf16* const tiles = to + (row * steps + k / kGroup) * 2 * kTile + k % kGroup / 2 * 2 * kHalf + k % 2;
         for (Index c = 0; c < kGroup; c++) {
           const Index o = g * kGroup + c;
-          const bool real = o < out && dx < f.kernel;
-          tiles[c / kHalf * kTile + c % kHalf * 2] = to_bf16(real ? f.data[o * f.so + from] : 0.0f);
+          float value = 0;
+          if (o < out && dx < f.kernel && channel < in) value = f.data[o * f.so + from];
+          if (scale && o < out) value = static_cast<float>(value * scale[o]);
+          tiles[c / kHalf * kTile + c % kHalf * 2] = to_bf16(value);
         }
       }
     }
   });
 }
 
+void amx_load_row(const AmxKernels& k, const Source<float, Bf16>& source, const Rect& readable, Index n, Index y,
+                  Index x0, Index cols, Index c0, Index c1, Index pixel, Bf16* to) {
+  const bool inside = y >= readable.y0 && y < readable.y1;
+  const Index begin = inside ? std::clamp(readable.x0 - x0, Index(0), cols) : cols, channels = c1 - c0;
+  const Index end = std::clamp(readable.x1 - x0, begin, cols);
+  std::memset(to, 0, begin * pixel * sizeof(Bf16));
+  std::memset(to + end * pixel, 0, (cols - end) * pixel * sizeof(Bf16));
+  if (begin == end) return;
+  k.maps.load_row(source, n, y, x0 + begin, end - begin, c0, c1, to + begin * pixel);
+  if (channels == pixel) return;
+  for (Index x = end - 1; x >= begin; x--) {  // from the last on, each to its place behind
+    std::memmove(to + x * pixel, to + begin * pixel + (x - begin) * channels, channels * sizeof(Bf16));
+    std::memset(to + x * pixel + channels, 0, (pixel - channels) * sizeof(Bf16));
+  }
+}
+
 template <class In>
-void amx_convolve(const Run<float>& run, const AmxWeights& w, const Convolution<float, In, Bf16>& c) {
+void convolve(const Run<float>& run, const AmxWeights& w, const Convolution<float, In, Bf16>& c) {
   if (c.region.h() <= 0 || c.region.w() <= 0) return;
-  const AmxKernels& k = w.kernels;
-  const Map<const In>& m = map_of(c.source);
-  const AmxTiling tiling(c.region, run.threads);
-  const Rect readable = grow(c.region, 1, m.h, m.w);
-  const Index padded = w.kernel_rows * w.in % kGroup != 0;
-  parallel(run.threads, c.out.n * tiling.tasks(), AmxRows<In>::scratch(w.in, tiling.most) * sizeof(Bf16),
-           [&](Index task, char* scratch) {
+  const bool sums = c.moments || c.norm_sums;
+  const bool packed = !in_place(c.source, w.pixel);
+  const AmxTiling tiling(c.region, sums ? 1 : run.threads, sums || packed ? kPacked : kInPlace);
+  const Rect readable = grow(c.region, 1, c.source.a.h, c.source.a.w);
+  const Index tasks = c.out.n * tiling.tasks(), means = w.out * sizeof(float) / sizeof(Bf16);
+  if (c.moments) c.moments->resize(tasks, w.out);
+  if (c.norm_sums) c.norm_sums->resize(tasks, w.out);
+  const Index size = AmxRows<In>::scratch(w.pixel, tiling, !packed) + means;
+  parallel(run.threads, tasks, size * sizeof(Bf16), [&](Index task, char* scratch) {
     const Tile t = tiling.tile(task);
-    if (t.cols == 0) return;
-    const AmxRows<In> rows(k, m, readable, t, padded, reinterpret_cast<Bf16*>(scratch));
-    Bf16* out[2] = {};
-    const Bf16* add[2][2] = {};
-    for (Index r = 0; r < t.rows; r++) {
-      out[r] = pixels(c.out, t.n, t.y + r, 0).data;
-      for (int i = 0; i < 2; i++) add[i][r] = pixels(c.add[i], t.n, t.y + r, 0).data;
-    }
-    AmxSeries series(k);
-    each_product(w, t, [&](Index g, Index x) {
-      AmxProduct p = amx_product(w, g, t, x);
-      rows.rows(x, p.rows);
+    const AmxRows<In> rows(w, c.source, readable, t, reinterpret_cast<Bf16*>(scratch) + means);
+    const RowsOf<Bf16> to(c.out, t);
+    const RowsOf<const Bf16> add[2] = {{c.add[0], t}, {c.add[1], t}}, mask(c.mask, t);
+    AmxSeries series(w.kernels);
+    each_product(w, t, [&](Index g, Index r, Index x) {
+      AmxProduct p = amx_product(w, g, t, r, x);
+      rows.rows(r, x, p.rows);
       if (c.relu) p.least = 0;
-      p.out_pixel = c.out.sw;
-      for (Index r = 0; r < t.rows; r++) {
-        p.out[r] = out[r] + x * c.out.sw + g * kGroup;
-        for (int i = 0; i < 2; i++) p.add[i][r] = add[i][r] ? add[i][r] + x * c.add[i].sw + g * kGroup : nullptr;
+      p.out_pixel = to.pixel;
+      p.mask_pixel = mask.pixel;
+      for (int a = 0; a < 2; a++) p.add_pixel[a] = add[a].pixel;
+      for (Index i = 0; i < p.out_rows; i++) {
+        p.out[i] = to.at(r + i, x, g * kGroup);
+        p.mask[i] = mask.at(r + i, x, g * kGroup);
+        for (int a = 0; a < 2; a++) p.add[a][i] = add[a].at(r + i, x, g * kGroup);
       }
-      for (int i = 0; i < 2; i++) p.add_pixel[i] = c.add[i].sw;
       series.add(p);
     });
     series.finish();
+    const Map<const Bf16> out = constant(c.out);
+    if (c.moments) tile_moments(w.kernels.maps, out, t, reinterpret_cast<float*>(scratch), *c.moments, task);
+    if (c.norm_sums) tile_norm_sums(w.kernels.maps, out, c.norm, t, *c.norm_sums, task);
   });
 }
 
-std::size_t amx_tail_scratch(const AmxWeights& second) {
-  return (AmxRows<Bf16>::scratch(second.in, 0) + 2 * kPixels * second.out) * sizeof(Bf16);
+std::size_t amx_tail_scratch(const AmxWeights& second, const AmxWeights& last) {
+  const AmxTiling any({0, 1, 0, 1}, 1, kInPlace);
+  return (AmxRows<Bf16>::scratch(second.pixel, any, true) + 2 * kPixels * last.pixel) * sizeof(Bf16);
 }
 
 void amx_tail(int threads, Map<const Bf16> h1, const AmxWeights& second, const AmxWeights& last, const Rect& region,
-              Map<float> taps) {
-  const AmxKernels& k = second.kernels;
-  const AmxTiling tiling(region, threads);
+              Map<Bf16> h2, Map<float> taps) {
+  const AmxTiling tiling(region, threads, kInPlace);
   const Rect readable = grow(region, 1, h1.h, h1.w);
-  const Index padded = second.kernel_rows * second.in % kGroup != 0;
-  parallel(threads, h1.n * tiling.tasks(), amx_tail_scratch(second), [&](Index task, char* scratch) {
+  const Source<float, Bf16> source = copy_of<float>(h1);
+  const Index row = kPixels * last.pixel;
+  const Index size = AmxRows<Bf16>::scratch(second.pixel, tiling, in_place(source, second.pixel)) + 2 * row;
+  parallel(threads, h1.n * tiling.tasks(), size * sizeof(Bf16), [&](Index task, char* scratch) {
     const Tile t = tiling.tile(task);
-    if (t.cols == 0) return;
-    Bf16 *const h2 = reinterpret_cast<Bf16*>(scratch), *const below = h2 + kPixels * second.out;
-    const AmxRows<Bf16> rows(k, h1, readable, t, padded, below + kPixels * second.out);
-    AmxSeries series(k);
+    Bf16* const kept = reinterpret_cast<Bf16*>(scratch);
+    const AmxRows<Bf16> rows(second, source, readable, t, kept + 2 * row);
+    std::memset(kept, 0, 2 * row * sizeof(Bf16));
+    AmxSeries series(second.kernels);
     for (Index x = t.x; x < t.x + t.cols; x += kPixels) {
       for (Index g = 0; g < second.groups; g++) {
-        AmxProduct p = amx_product(second, g, t, x);
-        rows.rows(x, p.rows);
+        AmxProduct p = amx_product(second, g, t, 0, x);
+        rows.rows(0, x, p.rows);
         p.least = 0;
-        p.out_pixel = second.out;
-        p.out[0] = h2 + g * kGroup;
-        p.out[1] = below + g * kGroup;
+        p.out_pixel = last.pixel;
+        for (Index r = 0; r < 2; r++) p.out[r] = kept + r * row + g * kGroup;
         series.add(p);
       }
       series.finish();
-      AmxProduct p = amx_product(last, 0, t, x);
-      p.rows[0] = h2;
-      p.rows[1] = below;
+      AmxProduct p = amx_product(last, 0, t, 0, x);
+      for (Index r = 0; r < 2; r++) p.rows[r] = kept + r * row;
       const float* const sums = series.sums_of(p);
       for (Index r = 0; r < t.rows; r++) {
         float* const to = taps.data + t.n * taps.sn + row_of(taps, t.y + r) + x;
         for (Index tap = 0; tap < last.out; tap++) {
           for (Index i = 0; i < p.cols; i++) to[tap * taps.sc + i] = sums[AmxProduct::at(r, i, tap)];
         }
+        const Pixels<Bf16> keep = pixels(h2, t.n, t.y + r, x);
+        for (Index i = 0; keep.data && i < p.cols; i++) {
+          std::memcpy(keep.data + i * keep.pixel, kept + r * row + i * last.pixel, second.out * sizeof(Bf16));
+        }
       }
     }
   });
 }
 
-template void amx_convolve(const Run<float>&, const AmxWeights&, const Convolution<float, float, Bf16>&);
-template void amx_convolve(const Run<float>&, const AmxWeights&, const Convolution<float, Bf16, Bf16>&);
+template void convolve(const Run<float>&, const AmxWeights&, const Convolution<float, float, Bf16>&);
+template void convolve(const Run<float>&, const AmxWeights&, const Convolution<float, Bf16, Bf16>&);
 
 }  // namespace dblr

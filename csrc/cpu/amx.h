@@ -1,17 +1,27 @@
 // Convolutions in bf16 on CPUs with AMX, whose matrix unit multiplies sixteen times as fast as their vectors do:
-// directly, since Winograd's transforms would take longer than the products they save.
+// directly, since Winograd's transforms would take longer than the products they save. Maps are kept in bf16, sums and
+// all that is done to a value on its way are in float.
 #pragma once
+
+#include <type_traits>
 
 #include "convolve.h"
 
 namespace dblr {
 
+// Channels of a matrix, to whose multiples channels are filled up with zeros.
+constexpr Index kAmxChannels = 16;
+inline Index amx_filled(Index channels) { return divide_up(channels, kAmxChannels) * kAmxChannels; }
+
 // Weights of a 3x3 or 1x1 convolution as the kernels take them, padded with zeros to whole tiles.
 class AmxWeights {
  public:
-  AmxWeights(const AmxKernels& kernels, int threads, const Filter<float>& filter, const float* bias = nullptr);
+  // bias, scale: as Weights' are.
+  AmxWeights(const AmxKernels& kernels, int threads, const Filter<float>& filter, const float* bias = nullptr,
+             const double* scale = nullptr);
   const AmxKernels& kernels;  // that the products take
   Index in, out, kernel_rows;
+  Index pixel;   // elements of a pixel of the input: its channels, filled up
   Index steps;   // of 32 elements in a kernel row
   Index groups;  // of 32 output channels
   Index group_size() const { return kernel_rows * steps * 32 * 32; }
@@ -23,17 +33,35 @@ class AmxWeights {
   Buffer<float> bias_;
 };
 
-// Whether the matrices suit a convolution's channels.
+// Whether the matrices are full with a convolution's channels.
 bool amx_suits(Index in, Index out);
 
-// Maps have adjoining pixels (sw = c). In: float or Bf16.
+// In: Bf16; or float, for a map with adjoining pixels (sw = c) and nothing fused into its load.
 template <class In>
-void amx_convolve(const Run<float>& run, const AmxWeights& w, const Convolution<float, In, Bf16>& c);
+void convolve(const Run<float>& run, const AmxWeights& w, const Convolution<float, In, Bf16>& c);
 
-// L34 over `region` and the products of its output with L35's nine taps: see tail_products.
+// L34 over `region`, kept in h2 if its data is not null, and the products of its output with L35's nine taps: see
+// tail_products.
 void amx_tail(int threads, Map<const Bf16> h1, const AmxWeights& second, const AmxWeights& last, const Rect& region,
-              Map<float> taps);
-// Bytes that each thread takes for it.
-std::size_t amx_tail_scratch(const AmxWeights& second);
+              Map<Bf16> h2, Map<float> taps);
+// Bytes that each thread takes for it where h1 is read in place.
+std::size_t amx_tail_scratch(const AmxWeights& second, const AmxWeights& last);
+
+// Channels c0 <= c < c1 of columns x0 <= x < x0 + cols of a row, pixels `pixel` elements apart: zeros between them, and
+// outside `readable`.
+void amx_load_row(const AmxKernels& k, const Source<float, Bf16>& source, const Rect& readable, Index n, Index y,
+                  Index x0, Index cols, Index c0, Index c1, Index pixel, Bf16* to);
+
+// Weights of convolutions from and to maps of type S.
+template <class T, class S> using WeightsFor = std::conditional_t<std::is_same<S, T>::value, Weights<T>, AmxWeights>;
+template <class S, class T>
+WeightsFor<T, S> layer_weights(const Run<T>& run, const Filter<T>& filter, const T* bias = nullptr,
+                               const double* scale = nullptr) {
+  if constexpr (std::is_same<S, T>::value) {
+    return weights_for(run, filter, bias, scale);
+  } else {
+    return AmxWeights(*run.amx, run.threads, filter, bias, scale);
+  }
+}
 
 }  // namespace dblr

@@ -7,6 +7,9 @@
 #include "vec.h"
 
 #include "half.h"
+
+#include "k_maps.h"
+
 #include "k_amx.h"
 
 namespace dblr {

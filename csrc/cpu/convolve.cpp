@@ -88,7 +88,7 @@ template <class T>
 void load_tile(const Kernels<T>& k, const Source<T>& source, const Tile& tile, Index halo, T* out) {
   const Index cols = tile.cols + 2 * halo, channels = source.a.c;
   for (Index y = -halo; y < tile.rows + halo; y++, out += cols * channels) {
-    k.load_row(source, tile.n, tile.y + y, tile.x - halo, cols, 0, channels, out);
+    k.maps.load_row(source, tile.n, tile.y + y, tile.x - halo, cols, 0, channels, out);
   }
 }
 
@@ -108,10 +108,9 @@ Product<T> product(const Weights<T>& w, Index b, Pixels<const T> in, Index rows,
   return p;
 }
 
-template <class T> void convolve(const Run<T>& run, const Convolution<T>& c) {
-  const Weights<T>& w = *c.weights;
+template <class T> void convolve(const Run<T>& run, const Weights<T>& w, const Convolution<T>& c) {
   if (c.region.h() <= 0 || c.region.w() <= 0) return;
-  if (w.tile) return winograd_convolve(run, c);
+  if (w.tile) return winograd_convolve(run, w, c);
   const Tiling tiling(c.region.h(), c.region.w(), w.in * sizeof(T), run.kernels.pixels);
   const Index tasks = c.out.n * tiling.tiles(), packed = (tiling.rows + 2) * (tiling.cols + 2) * w.in;
   if (c.moments) c.moments->resize(tasks, w.out);
@@ -133,8 +132,8 @@ template <class T> void convolve(const Run<T>& run, const Convolution<T>& c) {
       run.kernels.multiply(p);
     }
     const Map<const T> out = constant(c.out);
-    if (c.moments) tile_moments(run.kernels, out, t, in + packed, *c.moments, task);
-    if (c.norm_sums) tile_norm_sums(run.kernels, out, c.norm, t, *c.norm_sums, task);
+    if (c.moments) tile_moments(run.kernels.maps, out, t, in + packed, *c.moments, task);
+    if (c.norm_sums) tile_norm_sums(run.kernels.maps, out, c.norm, t, *c.norm_sums, task);
   });
 }
 
@@ -143,7 +142,7 @@ template <class T> void convolve(const Run<T>& run, const Convolution<T>& c) {
   template Weights<T> weights_for(const Run<T>&, const Filter<T>&, const T*, const double*);                    \
   template void load_tile(const Kernels<T>&, const Source<T>&, const Tile&, Index, T*);                         \
   template Product<T> product(const Weights<T>&, Index, Pixels<const T>, Index, Index, Pixels<T>);              \
-  template void convolve(const Run<T>&, const Convolution<T>&);
+  template void convolve(const Run<T>&, const Weights<T>&, const Convolution<T>&);
 INSTANTIATE(float)
 INSTANTIATE(double)
 

@@ -82,17 +82,10 @@ struct TileSums {
   void resize(Index tiles, Index channels);
 };
 
-// Where a map of type In comes from: its own type may have work fused into the load, others are read as they are.
-template <class T, class In> struct FromMap { using type = Map<const In>; };
-template <class T> struct FromMap<T, T> { using type = Source<T>; };
-
-template <class T> const Map<const T>& map_of(const Source<T>& s) { return s.a; }
-template <class S> const Map<const S>& map_of(const Map<const S>& m) { return m; }
-
-// In, Out: the types of the maps; Winograd's weights allow others than T.
+// In, Out: the types of the maps. Winograd's weights allow others than T, but then nothing fused into the load; AMX's
+// give Bf16.
 template <class T, class In = T, class Out = T> struct Convolution {
-  typename FromMap<T, In>::type source;
-  const Weights<T>* weights;
+  Source<T, In> source;
   Rect region;           // what is computed of each output picture
   Map<Out> out;          // indexed in the picture's coordinates
   bool relu = false;
@@ -103,11 +96,11 @@ template <class T, class In = T, class Out = T> struct Convolution {
   TileSums* moments = nullptr;
   // Sums of the output for the batch norm whose gradient it is; norm.b is that batch norm's input.
   TileSums* norm_sums = nullptr;
-  Source<T> norm = {};
+  Source<T, Out> norm = {};
 };
 
 // By the method that the weights were packed for.
-template <class T> void convolve(const Run<T>& run, const Convolution<T>& c);
+template <class T> void convolve(const Run<T>& run, const Weights<T>& w, const Convolution<T>& c);
 
 // The pieces, for ops that chain convolutions within a tile. `halo` pixels on each side are loaded too.
 template <class T>

@@ -89,6 +89,20 @@ DBLR_INLINE void narrow(Bf16* p, typename NativeOf<float>::type v) {
 }
 #endif
 
+// One number, for channels that do not fill a vector.
+DBLR_INLINE float number(float x) { return x; }
+DBLR_INLINE double number(double x) { return x; }
+DBLR_INLINE float number(Bf16 x) {
+  const std::uint32_t bits = static_cast<std::uint32_t>(x.bits) << 16;
+  return fetch<float>(&bits);
+}
+DBLR_INLINE void put(float* p, float x) { *p = x; }
+DBLR_INLINE void put(double* p, double x) { *p = x; }
+DBLR_INLINE void put(Bf16* p, float x) {
+  const std::uint32_t bits = fetch<std::uint32_t>(&x), rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  p->bits = static_cast<std::uint16_t>(x == x ? rounded : bits >> 16 | 0x40);
+}
+
 // Of either.
 #if DBLR_BYTES == DBLR_NATIVE
 template <class S> DBLR_INLINE Vec<float> load(const S* p) { return widen(p); }

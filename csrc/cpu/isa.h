@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -29,8 +30,18 @@ template <> inline const Kernels<double>& kernels_of(const Table& t) { return t.
 template <class T> struct Run {
   int threads;
   const Kernels<T>& kernels;
-  explicit Run(int threads) : threads(threads), kernels(kernels_of<T>(table())) {}
-  Run(int threads, const Kernels<T>& kernels) : threads(threads), kernels(kernels) {}
+  const AmxKernels* amx;  // null where there are none
+  explicit Run(int threads) : threads(threads), kernels(kernels_of<T>(table())), amx(amx_kernels()) {}
+  Run(int threads, const Kernels<T>& kernels) : threads(threads), kernels(kernels), amx(nullptr) {}
 };
+
+// The kernels for maps of type S; those of bf16 come with AMX.
+template <class S, class T> const MapKernels<T, S>& maps_of(const Run<T>& run) {
+  if constexpr (std::is_same<S, T>::value) {
+    return run.kernels.maps;
+  } else {
+    return run.amx->maps;
+  }
+}
 
 }  // namespace dblr

@@ -63,19 +63,34 @@ void amx_end() {}
 constexpr Index kTileRow = 64;        // bytes
 constexpr Index kTileBf16 = 16 * 32;  // a tile of weights, in elements
 
-// What follows the sums of one pixel, all its channels; A: how many maps are added.
+constexpr int kMasked = 3;  // instead of a number of maps
+
+// What follows the sums of one pixel, all its channels; A: how many maps are added, or kMasked.
 template <int A> DBLR_INLINE void finish_pixel(const AmxProduct& p, const float* sums, Index pixel) {
+  constexpr int kMaps = A == kMasked ? 1 : A;
   const Index r = pixel / 16, x = pixel % 16;
   if (x >= p.cols) return;
   Bf16* const out = p.out[r] + x * p.out_pixel;
-  const Bf16* add[2] = {};
-  for (int i = 0; i < A; i++) add[i] = p.add[i][r] + x * p.add_pixel[i];
-  const Vec<float> least = broadcast(p.least);
-  for (Index c = 0; c < p.channels; c += kLanes<float>) {
-    Vec<float> v = larger(load(sums + AmxProduct::at(r, x, c)) + load(p.bias + c), least);
-    for (int i = 0; i < A; i++) v = v + load(add[i] + c);
-    keep(out + c, v);
+  const Bf16* maps[2] = {out, out};  // those that there are take these places
+  for (int i = 0; i < kMaps; i++) {
+    maps[i] = A == kMasked ? p.mask[r] + x * p.mask_pixel : p.add[i][r] + x * p.add_pixel[i];
   }
+  const Vec<float> least = broadcast(p.least);
+  const auto finish = [&](Index c, const Bf16* first, const Bf16* second, Bf16* to) {
+    Vec<float> v = larger(load(sums + AmxProduct::at(r, x, c)) + load(p.bias + c), least);
+    if (A == kMasked) v = gate(load(first), v);
+    if (A == 1 || A == 2) v = v + load(first);
+    if (A == 2) v = v + load(second);
+    keep(to, v);
+  };
+  Index c = 0;
+  for (; c + kLanes<float> <= p.channels; c += kLanes<float>) finish(c, maps[0] + c, maps[1] + c, out + c);
+  if (c == p.channels) return;
+  const Index left = p.channels - c;
+  Bf16 rest[3][kLanes<float>] = {};
+  for (int i = 0; i < kMaps; i++) __builtin_memcpy(rest[i], maps[i] + c, left * sizeof(Bf16));
+  finish(c, rest[0], rest[1], rest[2]);
+  __builtin_memcpy(out + c, rest[2], left * sizeof(Bf16));
 }
 
 // The sums of `now`, and between its products, which leave the vector units idle, what is to be done with those of
@@ -134,6 +149,7 @@ void product_with(const AmxProduct* now, float* sums, const AmxProduct* before, 
 }
 
 void amx_product(const AmxProduct* now, float* sums, const AmxProduct* before, const float* sums_before) {
+  if (before && before->mask[0]) return product_with<kMasked>(now, sums, before, sums_before);
   if (!before || !before->add[0][0]) return product_with<0>(now, sums, before, sums_before);
   before->add[1][0] ? product_with<2>(now, sums, before, sums_before)
                     : product_with<1>(now, sums, before, sums_before);
@@ -148,7 +164,102 @@ void narrow_row(const float* from, Bf16* to, Index count) {
   for (Index j = 0; i < count; i++, j++) to[i] = rest[j];
 }
 
-constexpr AmxKernels kAmxKernels = {amx_begin, amx_end, amx_product, narrow_row};
+// I, O: times 16 channels in and out.
+template <int I, int O> void gradient_tiles(const AmxGradient& g) {
+  DBLR_TILES;
+  const Index bytes = g.x_channel * static_cast<Index>(sizeof(Bf16));
+  fence();
+  tile_load(0, g.sums[0][0], kTileRow);
+  if (O == 2) tile_load(1, g.sums[0][1], kTileRow);
+  if (I == 2) tile_load(2, g.sums[1][0], kTileRow);
+  if (I == 2 && O == 2) tile_load(3, g.sums[1][1], kTileRow);
+  for (Index row = 0; row < g.rows; row++) {
+    const Bf16 *x = g.x[row], *dz = g.dz[row];
+    for (Index k = 0; k < g.steps; k++, x += 32, dz += kTileBf16) {
+      tile_load(4, x, bytes);
+      if (I == 2) tile_load(5, x + 16 * g.x_channel, bytes);
+      tile_load(6, dz, kTileRow);
+      if (O == 2) tile_load(7, dz + g.dz_tile, kTileRow);
+      tile_dot(0, 4, 6);
+      if (O == 2) tile_dot(1, 4, 7);
+      if (I == 2) tile_dot(2, 5, 6);
+      if (I == 2 && O == 2) tile_dot(3, 5, 7);
+    }
+  }
+  tile_store(0, g.sums[0][0], kTileRow);
+  if (O == 2) tile_store(1, g.sums[0][1], kTileRow);
+  if (I == 2) tile_store(2, g.sums[1][0], kTileRow);
+  if (I == 2 && O == 2) tile_store(3, g.sums[1][1], kTileRow);
+  fence();
+}
+
+void amx_gradient(const AmxGradient& g) {
+  if (g.two_in) return g.two_out ? gradient_tiles<2, 2>(g) : gradient_tiles<2, 1>(g);
+  g.two_out ? gradient_tiles<1, 2>(g) : gradient_tiles<1, 1>(g);
+}
+
+#if DBLR_NATIVE == 64
+// With masks that take all, for GCC 12 warns of its own definitions of the others.
+DBLR_INLINE __m512i low32(__m512i a, __m512i b) { return _mm512_maskz_unpacklo_epi32(0xffff, a, b); }
+DBLR_INLINE __m512i high32(__m512i a, __m512i b) { return _mm512_maskz_unpackhi_epi32(0xffff, a, b); }
+DBLR_INLINE __m512i low64(__m512i a, __m512i b) { return _mm512_maskz_unpacklo_epi64(0xff, a, b); }
+DBLR_INLINE __m512i high64(__m512i a, __m512i b) { return _mm512_maskz_unpackhi_epi64(0xff, a, b); }
+// Of four times 128 bits each, the even ones, and the odd ones.
+DBLR_INLINE __m512i even128(__m512i a, __m512i b) { return _mm512_maskz_shuffle_i32x4(0xffff, a, b, 0x88); }
+DBLR_INLINE __m512i odd128(__m512i a, __m512i b) { return _mm512_maskz_shuffle_i32x4(0xffff, a, b, 0xdd); }
+
+// Channels 0 to 15 of pixels 2 p and 2 p + 1 in pairs.
+DBLR_INLINE __m512i paired(const Bf16* from, Index pixel, Index p) {
+  const __m512i even = _mm512_maskz_cvtepu16_epi32(0xffff, fetch<__m256i>(from + 2 * p * pixel));
+  const __m512i odd = _mm512_maskz_cvtepu16_epi32(0xffff, fetch<__m256i>(from + (2 * p + 1) * pixel));
+  return _mm512_or_si512(even, _mm512_maskz_slli_epi32(0xffff, odd, 16));
+}
+void pair(const Bf16* from, Index pixel, Bf16* to) {
+  for (Index p = 0; p < 16; p++) store(to + p * 32, paired(from, pixel, p));
+}
+// 16 x 16 pairs are turned as words of 32 bits.
+void transpose(const Bf16* from, Index pixel, Bf16* to, Index stride) {
+  __m512i a[16], b[16];
+#pragma GCC unroll 16
+  for (int p = 0; p < 16; p++) a[p] = paired(from, pixel, p);
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    b[i] = low32(a[i], a[i + 1]);
+    b[i + 1] = high32(a[i], a[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    a[i] = low64(b[i], b[i + 2]);
+    a[i + 1] = high64(b[i], b[i + 2]);
+    a[i + 2] = low64(b[i + 1], b[i + 3]);
+    a[i + 3] = high64(b[i + 1], b[i + 3]);
+  }
+  // a[4 q + c] holds, of pairs 4 q to 4 q + 3, channels c, c + 4, c + 8, c + 12.
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; c++) {
+    const __m512i even0 = even128(a[c], a[4 + c]), odd0 = odd128(a[c], a[4 + c]);
+    const __m512i even1 = even128(a[8 + c], a[12 + c]), odd1 = odd128(a[8 + c], a[12 + c]);
+    store(to + c * stride, even128(even0, even1));
+    store(to + (c + 4) * stride, even128(odd0, odd1));
+    store(to + (c + 8) * stride, odd128(even0, even1));
+    store(to + (c + 12) * stride, odd128(odd0, odd1));
+  }
+}
+#else
+void pair(const Bf16* from, Index pixel, Bf16* to) {
+  for (Index x = 0; x < 32; x++) {
+    for (Index c = 0; c < 16; c++) to[(x / 2 * 16 + c) * 2 + x % 2] = from[x * pixel + c];
+  }
+}
+void transpose(const Bf16* from, Index pixel, Bf16* to, Index stride) {
+  for (Index x = 0; x < 32; x++) {
+    for (Index c = 0; c < 16; c++) to[c * stride + x] = from[x * pixel + c];
+  }
+}
+#endif
+
+constexpr AmxKernels kAmxKernels = {amx_begin, amx_end, amx_product, narrow_row, amx_gradient, pair, transpose,
+                                    map_kernels<float, Bf16>()};
 
 }  // namespace
 }  // namespace dblr

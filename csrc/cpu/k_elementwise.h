@@ -3,19 +3,17 @@ namespace dblr {
 namespace {
 
 // out = op(a, b, channel) over pixels; whole vectors of channels first, then what is left one by one.
-template <class T, class Op>
-DBLR_INLINE void each(Pixels<const T> a, Pixels<const T> b, Pixels<T> out, Index rows, Index cols, Index channels,
+template <class T, class S, class Op>
+DBLR_INLINE void each(Pixels<const S> a, Pixels<const S> b, Pixels<S> out, Index rows, Index cols, Index channels,
                       const Op& op) {
   for (Index y = 0; y < rows; y++) {
     for (Index x = 0; x < cols; x++) {
-      const T* pa = a.data + y * a.row + x * a.pixel;
-      const T* pb = b.data + y * b.row + x * b.pixel;
-      T* po = out.data + y * out.row + x * out.pixel;
+      const S* pa = a.data + y * a.row + x * a.pixel;
+      const S* pb = b.data + y * b.row + x * b.pixel;
+      S* po = out.data + y * out.row + x * out.pixel;
       Index c = 0;
-      for (; c + kLanes<T> <= channels; c += kLanes<T>) {
-        store(po + c, op(fetch<Vec<T>>(pa + c), fetch<Vec<T>>(pb + c), c));
-      }
-      for (; c < channels; c++) po[c] = op(pa[c], pb[c], c);
+      for (; c + kLanes<T> <= channels; c += kLanes<T>) keep(po + c, op(load(pa + c), load(pb + c), c));
+      for (; c < channels; c++) put(po + c, op(number(pa[c]), number(pb[c]), c));
     }
   }
 }
@@ -64,8 +62,8 @@ template <class M> DBLR_INLINE Index row_of(const M& map, Index y) {
   return map.kept && last >= 0 ? map.kept + (turn % 2 * 2 + last) * map.sh : row * map.sh;
 }
 
-template <class T>
-void load_row(const Source<T>& s, Index n, Index y, Index x0, Index cols, Index c0, Index c1, T* out) {
+template <class T, class S>
+void load_row(const Source<T, S>& s, Index n, Index y, Index x0, Index cols, Index c0, Index c1, S* out) {
   const Index channels = c1 - c0;
   if (y < 0 || y >= s.a.h) return clear(out, cols * channels);
   const Index begin = x0 < 0 ? -x0 : 0;
@@ -75,9 +73,9 @@ void load_row(const Source<T>& s, Index n, Index y, Index x0, Index cols, Index 
   clear(out + end * channels, (cols - end) * channels);
 
   const Index inside = end - begin;
-  Pixels<T> to = {out + begin * channels, 0, channels};
-  const T* first = s.a.data + n * s.a.sn + c0 * s.a.sc + row_of(s.a, y) + (x0 + begin) * s.a.sw;
-  Pixels<const T> a = {first, 0, s.a.sw}, b = a;
+  Pixels<S> to = {out + begin * channels, 0, channels};
+  const S* first = s.a.data + n * s.a.sn + c0 * s.a.sc + row_of(s.a, y) + (x0 + begin) * s.a.sw;
+  Pixels<const S> a = {first, 0, s.a.sw}, b = a;
   if (s.a.sc != 1 && channels > 1) {  // gather first, then work in place
     for (Index c = 0; c < channels; c++) {
       for (Index x = 0; x < inside; x++) to.data[x * channels + c] = first[c * s.a.sc + x * s.a.sw];
@@ -89,35 +87,35 @@ void load_row(const Source<T>& s, Index n, Index y, Index x0, Index cols, Index 
   if (s.load == Load::copy) {
     if (a.data == to.data) return;
     if (a.pixel == channels) {
-      __builtin_memcpy(to.data, a.data, inside * channels * sizeof(T));
+      __builtin_memcpy(to.data, a.data, inside * channels * sizeof(S));
     } else {
       for (Index x = 0; x < inside; x++) {
-        __builtin_memcpy(to.data + x * channels, a.data + x * a.pixel, channels * sizeof(T));
+        __builtin_memcpy(to.data + x * channels, a.data + x * a.pixel, channels * sizeof(S));
       }
     }
   } else if (s.load == Load::normalise) {
-    each(a, b, to, 1, inside, channels, NormaliseRelu<T>{s.mean + c0, s.scale + c0, s.shift + c0});
+    each<T>(a, b, to, 1, inside, channels, NormaliseRelu<T>{s.mean + c0, s.scale + c0, s.shift + c0});
   } else if (s.load == Load::relu_grad) {
-    each(a, b, to, 1, inside, channels, ReluGrad{});
+    each<T>(a, b, to, 1, inside, channels, ReluGrad{});
   } else if (s.relu) {
-    each(a, b, to, 1, inside, channels,
-         NormGrad<T, true>{s.mean + c0, s.scale + c0, s.shift + c0, s.k1 + c0, s.k2 + c0, s.k3 + c0});
+    each<T>(a, b, to, 1, inside, channels,
+            NormGrad<T, true>{s.mean + c0, s.scale + c0, s.shift + c0, s.k1 + c0, s.k2 + c0, s.k3 + c0});
   } else {
-    each(a, b, to, 1, inside, channels,
-         NormGrad<T, false>{s.mean + c0, nullptr, nullptr, s.k1 + c0, s.k2 + c0, s.k3 + c0});
+    each<T>(a, b, to, 1, inside, channels,
+            NormGrad<T, false>{s.mean + c0, nullptr, nullptr, s.k1 + c0, s.k2 + c0, s.k3 + c0});
   }
 }
 
-template <class T, bool relu, bool add> void normalise_as(const Normalise<T>& a) {
-  each(a.z, add ? a.add : a.z, a.out, a.rows, a.cols, a.channels,
-       NormaliseAdd<T, relu, add>{a.mean, a.scale, a.shift});
+template <bool relu, bool add, class T, class S> void normalise_as(const Normalise<T, S>& a) {
+  each<T>(a.z, add ? a.add : a.z, a.out, a.rows, a.cols, a.channels,
+          NormaliseAdd<T, relu, add>{a.mean, a.scale, a.shift});
 }
 
-template <class T> void normalise(const Normalise<T>& a) {
+template <class T, class S> void normalise(const Normalise<T, S>& a) {
   if (a.add.data) {
-    a.relu ? normalise_as<T, true, true>(a) : normalise_as<T, false, true>(a);
+    a.relu ? normalise_as<true, true>(a) : normalise_as<false, true>(a);
   } else {
-    a.relu ? normalise_as<T, true, false>(a) : normalise_as<T, false, false>(a);
+    a.relu ? normalise_as<true, false>(a) : normalise_as<false, false>(a);
   }
 }
 

@@ -26,9 +26,18 @@ template <class T, bool relu> struct NormGradSum {
   }
 };
 
-// One row, U values of type V (vectors or scalars) from channel c on.
-template <class T, class V, int U, class Op>
-DBLR_INLINE void sum_row(const T* a, Index a_pixel, const T* b, Index b_pixel, Index cols, Index c, double* s0,
+// A vector or a scalar of type V from a map.
+template <class V, class S> DBLR_INLINE V value(const S* p) {
+  if constexpr (sizeof(V) == DBLR_BYTES) {
+    return load(p);
+  } else {
+    return number(*p);
+  }
+}
+
+// One row, U values of type V from channel c on.
+template <class T, class V, int U, class S, class Op>
+DBLR_INLINE void sum_row(const S* a, Index a_pixel, const S* b, Index b_pixel, Index cols, Index c, double* s0,
                          double* s1, const Op& op) {
   constexpr int L = sizeof(V) / sizeof(T);
   V t0[U], t1[U];
@@ -38,7 +47,7 @@ DBLR_INLINE void sum_row(const T* a, Index a_pixel, const T* b, Index b_pixel, I
 #pragma GCC unroll 4
     for (int u = 0; u < U; u++) {
       const Index at = c + u * L;
-      op(fetch<V>(a + x * a_pixel + at), fetch<V>(b + x * b_pixel + at), at, t0[u], t1[u]);
+      op(value<V>(a + x * a_pixel + at), value<V>(b + x * b_pixel + at), at, t0[u], t1[u]);
     }
   }
   T lanes[2][U * L];
@@ -53,12 +62,12 @@ DBLR_INLINE void sum_row(const T* a, Index a_pixel, const T* b, Index b_pixel, I
   }
 }
 
-template <class T, class Op> void sum_tile(const Sums<T>& s, const Op& op) {
+template <class T, class S, class Op> void sum_tile(const Sums<T, S>& s, const Op& op) {
   constexpr int L = kLanes<T>;
-  const Pixels<const T>& second = s.b.data ? s.b : s.a;
+  const Pixels<const S>& second = s.b.data ? s.b : s.a;
   for (Index c = 0; c < s.channels; c++) s.s0[c] = s.s1[c] = 0;
   for (Index y = 0; y < s.rows; y++) {
-    const T *a = s.a.data + y * s.a.row, *b = second.data + y * second.row;
+    const S *a = s.a.data + y * s.a.row, *b = second.data + y * second.row;
     Index c = 0;
     for (; c + 4 * L <= s.channels; c += 4 * L) {
       sum_row<T, Vec<T>, 4>(a, s.a.pixel, b, second.pixel, s.cols, c, s.s0, s.s1, op);
@@ -70,7 +79,7 @@ template <class T, class Op> void sum_tile(const Sums<T>& s, const Op& op) {
   }
 }
 
-template <class T> void sums(const Sums<T>& s) {
+template <class T, class S> void sums(const Sums<T, S>& s) {
   if (s.sum == Sum::plain) {
     sum_tile(s, PlainSum<T>{});
   } else if (s.sum == Sum::squares) {

@@ -39,8 +39,9 @@ enum class Load {
 
 // Where a packed tile comes from, and what is done on the way. The arrays hold one value a channel.
 // b has unit channel stride; outside the picture everything loads as zero.
-template <class T> struct Source {
-  Map<const T> a, b;
+// T: the type of the arithmetic; S: that in which maps are kept.
+template <class T, class S = T> struct Source {
+  Map<const S> a, b;
   Load load;
   bool relu;
   const T *mean, *scale, *shift, *k1, *k2, *k3;
@@ -144,8 +145,8 @@ enum class Sum {
 };
 
 // Sums over a tile for each channel, in double from row to row.
-template <class T> struct Sums {
-  Pixels<const T> a, b;
+template <class T, class S = T> struct Sums {
+  Pixels<const S> a, b;
   Index rows, cols, channels;
   Sum sum;
   bool relu;
@@ -154,24 +155,29 @@ template <class T> struct Sums {
 };
 
 // out = act((z - mean) * scale + shift) + add
-template <class T> struct Normalise {
-  Pixels<const T> z, add;  // add.data null: none
-  Pixels<T> out;
+template <class T, class S = T> struct Normalise {
+  Pixels<const S> z, add;  // add.data null: none
+  Pixels<S> out;
   Index rows, cols, channels;
   bool relu;
   const T *mean, *scale, *shift;
+};
+
+// What is done to maps around the convolutions.
+template <class T, class S = T> struct MapKernels {
+  // out[x - x0][c - c0] of row y of picture n, x0 <= x < x0 + cols, c0 <= c < c1
+  void (*load_row)(const Source<T, S>&, Index n, Index y, Index x0, Index cols, Index c0, Index c1, S* out);
+  void (*sums)(const Sums<T, S>&);
+  void (*normalise)(const Normalise<T, S>&);
 };
 
 template <class T> struct Kernels {
   int lanes;           // channels in a vector
   int pixels;          // pixels in the register tile
   int group_channels;  // input channels that a weight gradient takes together
-  // out[x - x0][c - c0] of row y of picture n, x0 <= x < x0 + cols, c0 <= c < c1
-  void (*load_row)(const Source<T>&, Index n, Index y, Index x0, Index cols, Index c0, Index c1, T* out);
+  MapKernels<T> maps;
   void (*multiply)(const Product<T>&);
   void (*gradient)(const Gradient<T>&);
-  void (*sums)(const Sums<T>&);
-  void (*normalise)(const Normalise<T>&);
   Winograd<T, T> winograd4, winograd6;  // F(4 x 4) and F(6 x 6)
   Winograd<T, Half> winograd6_half;     // of float alone
   void (*winograd_product)(const WinogradProduct<T, T>&);
@@ -200,13 +206,25 @@ struct AmxProduct {
   Index pixel;          // of the input, in elements
   Index kernel_rows, steps, out_rows;
   const Bf16* weights;    // [kernel row][step][half of the output channels][16 pairs][16 channels][2]
-  Index cols, channels;   // how much is stored; channels a multiple of 16
+  Index cols, channels;   // how much is stored
   const float* bias;      // [32]
   float least;            // then what lies below becomes this: 0 for a ReLU, minus infinity for none
   Bf16* out[2];           // a row each
   Index out_pixel;
   const Bf16* add[2][2];  // then added: the rows of up to two maps, null where there is none
   Index add_pixel[2];
+  const Bf16* mask[2];    // or then zero where mask <= 0, instead of what is added
+  Index mask_pixel;
+};
+
+// Adds to sums of products of 16 or 32 channels of an input with as many of a gradient: [32 of a row's pixels a step].
+// The input lies [channel][pixel], the gradient [16 channels][pair of pixels][channel][2].
+struct AmxGradient {
+  const Bf16 *x[2], *dz[2];  // rows of both, from their first channels on
+  Index rows, steps;
+  Index x_channel, dz_tile;  // from one channel, and from one 16, to the next
+  bool two_in, two_out;      // times 16 channels
+  float* sums[2][2];         // of each 16 channels in by 16 out: [in][out]
 };
 
 struct AmxKernels {
@@ -215,6 +233,11 @@ struct AmxKernels {
   // The sums of `now`, and meanwhile what follows the sums of `before`, the call before; either may be null.
   void (*product)(const AmxProduct* now, float* sums, const AmxProduct* before, const float* sums_before);
   void (*narrow)(const float* from, Bf16* to, Index count);
+  void (*gradient)(const AmxGradient&);  // between begin and end
+  // 16 channels of 32 pixels: to[pair of pixels][channel][2], and to[channel * stride + pixel].
+  void (*pair)(const Bf16* from, Index pixel, Bf16* to);
+  void (*transpose)(const Bf16* from, Index pixel, Bf16* to, Index stride);
+  MapKernels<float, Bf16> maps;
 };
 
 struct Table {

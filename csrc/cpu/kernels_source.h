@@ -6,10 +6,9 @@
 
 #include "half.h"
 
-#include "k_elementwise.h"
 #include "k_gradient.h"
+#include "k_maps.h"
 #include "k_multiply.h"
-#include "k_sums.h"
 #include "k_winograd.h"
 #include "k_winograd_gradient.h"
 
@@ -25,9 +24,8 @@ template <class T> constexpr Winograd<T, Half> winograd6_half() {
 }
 
 template <class T> constexpr Kernels<T> kernels() {
-  return {kLanes<T>, DBLR_PIXELS, DBLR_GROUP, load_row<T>, multiply<T>, gradient<T>, sums<T>, normalise<T>,
-          winograd<T, T, 4>(), winograd<T, T, 6>(), winograd6_half<T>(), winograd_product<T>, winograd_dz<T, 4>,
-          winograd_gradient<T>};
+  return {kLanes<T>, DBLR_PIXELS, DBLR_GROUP, map_kernels<T, T>(), multiply<T>, gradient<T>,
+          winograd<T, T, 4>(), winograd<T, T, 6>(), winograd6_half<T>(), winograd_product<T>, winograd_dz<T, 4>, winograd_gradient<T>};
 }
 
 constexpr Table kTable = {kernels<float>(), kernels<double>()};

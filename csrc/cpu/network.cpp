@@ -136,7 +136,7 @@ std::size_t Network::workspace_bytes(Index h, Index w, const Rect& valid) const 
 }
 
 std::size_t Network::thread_bytes(Index, Index, const Rect&) const {
-  return amx_.empty() ? tail_scratch(kernels_, tail()) : amx_tail_scratch(amx_[amx_.size() - 2]);
+  return amx_.empty() ? tail_scratch(kernels_, tail()) : amx_tail_scratch(amx_[amx_.size() - 2], amx_.back());
 }
 
 void Network::run(int threads, Map<const float> x, const Rect& valid, float* workspace, Map<float> y) const {
@@ -161,12 +161,7 @@ void Network::run_with(int threads, Map<const float> x, const Rect& valid, float
     using In = std::decay_t<decltype(*in.data)>;
     using Out = std::decay_t<decltype(*out.data)>;
     Convolution<float, In, Out> c;
-    if constexpr (std::is_same<In, float>::value) {
-      c.source = copy_of(constant(in));
-    } else {
-      c.source = constant(in);
-    }
-    c.weights = weights;
+    c.source = copy_of<float>(constant(in));
     c.out = out;
     c.relu = relu;
     if constexpr (std::is_same<Out, S>::value) {
@@ -175,15 +170,15 @@ void Network::run_with(int threads, Map<const float> x, const Rect& valid, float
     }
     c.overflow = &overflow[++number];
     const AmxWeights* const amx = weights ? nullptr : &amx_[number - 2];
-    strips.add(grow(valid, layers() - number, h, w), [&run, c, amx](const Rect& strip) mutable {
+    strips.add(grow(valid, layers() - number, h, w), [&run, c, weights, amx](const Rect& strip) mutable {
       c.region = strip;
       if constexpr (std::is_same<Out, Bf16>::value) {
-        if (amx) return amx_convolve(run, *amx, c);
+        if (amx) return convolve(run, *amx, c);
       }
       if constexpr (std::is_same<In, float>::value && std::is_same<Out, float>::value) {
-        convolve(run, c);
+        convolve(run, *weights, c);
       } else {
-        winograd_convolve(run, c);
+        winograd_convolve(run, *weights, c);
       }
     });
   };
@@ -207,7 +202,7 @@ void Network::run_with(int threads, Map<const float> x, const Rect& valid, float
   strips.add(grow(valid, 1, h, w), [&](const Rect& strip) {
     if constexpr (std::is_same<S, Bf16>::value) {
       const std::size_t end = amx_.size();
-      if (end) return amx_tail(threads, constant(maps.h1), amx_[end - 2], amx_[end - 1], strip, maps.taps);
+      if (end) return amx_tail(threads, constant(maps.h1), amx_[end - 2], amx_[end - 1], strip, {}, maps.taps);
     }
     if constexpr (std::is_same<S, float>::value) {
       tail_products<float>(run, constant(maps.h1), tail(), strip, {}, maps.taps);

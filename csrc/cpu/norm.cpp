@@ -61,14 +61,6 @@ void Norm<T>::set_gradient(const NormParameters<T>& p, const TileSums& sums, boo
   }
 }
 
-template <class T> Source<T> Norm<T>::normalised(Map<const T> z) const {
-  return {z, {}, Load::normalise, true, mean.data(), scale.data(), shift.data(), nullptr, nullptr, nullptr};
-}
-
-template <class T> Source<T> Norm<T>::gradient(Map<const T> grad, Map<const T> z, bool relu) const {
-  return {grad, z, Load::norm_grad, relu, mean.data(), scale.data(), shift.data(), k1.data(), k2.data(), k3.data()};
-}
-
 template <class T> Folded<T>::Folded(const NormParameters<T>& p, Index channels) : scale(channels), bias(channels) {
   for (Index c = 0; c < channels; c++) {
     scale[c] = p.gamma[c] / std::sqrt(p.var[c] + p.eps);
@@ -76,9 +68,9 @@ template <class T> Folded<T>::Folded(const NormParameters<T>& p, Index channels)
   }
 }
 
-template <class T>
-void tile_moments(const Kernels<T>& k, const Map<const T>& z, const Tile& t, T* mean, TileSums& sums, Index at) {
-  Sums<T> s = {};
+template <class T, class S>
+void tile_moments(const MapKernels<T, S>& k, const Map<const S>& z, const Tile& t, T* mean, TileSums& sums, Index at) {
+  Sums<T, S> s = {};
   s.a = pixels(z, t.n, t.y, t.x);
   s.rows = t.rows;
   s.cols = t.cols;
@@ -100,10 +92,10 @@ void tile_moments(const Kernels<T>& k, const Map<const T>& z, const Tile& t, T* 
   sums.count[at] = t.rows * t.cols;
 }
 
-template <class T>
-void tile_norm_sums(const Kernels<T>& k, const Map<const T>& grad, const Source<T>& norm, const Tile& t,
+template <class T, class S>
+void tile_norm_sums(const MapKernels<T, S>& k, const Map<const S>& grad, const Source<T, S>& norm, const Tile& t,
                     TileSums& sums, Index at) {
-  Sums<T> s = {};
+  Sums<T, S> s = {};
   s.a = pixels(grad, t.n, t.y, t.x);
   s.b = pixels(norm.b, t.n, t.y, t.x);
   s.rows = t.rows;
@@ -135,36 +127,40 @@ template <class T> void merge_moments(const TileSums& sums, Index channels, T* m
   }
 }
 
-template <class T> void norm_sums(const Run<T>& run, const Source<T>& norm, TileSums& sums) {
-  const Map<const T>& grad = norm.a;
+template <class T, class S> void norm_sums(const Run<T>& run, const Source<T, S>& norm, TileSums& sums) {
+  const Map<const S>& grad = norm.a;
   const Tiling tiling = pass_tiling(grad.h, grad.w);
   const Index tasks = grad.n * tiling.tiles();
   sums.resize(tasks, grad.c);
   parallel(run.threads, tasks, 0, [&](Index task, char*) {
-    tile_norm_sums(run.kernels, grad, norm, tile_at(tiling, whole(grad.h, grad.w), task), sums, task);
+    tile_norm_sums(maps_of<S>(run), grad, norm, tile_at(tiling, whole(grad.h, grad.w), task), sums, task);
   });
 }
 
-template <class T>
-void normalise(const Run<T>& run, const Norm<T>& norm, Map<const T> z, bool relu, Map<const T> add, Map<T> out) {
+template <class T, class S>
+void normalise(const Run<T>& run, const Norm<T>& norm, Map<const S> z, bool relu, Map<const S> add, Map<S> out) {
   const Tiling tiling = pass_tiling(z.h, z.w);
   parallel(run.threads, z.n * tiling.tiles(), 0, [&](Index task, char*) {
     const Tile t = tile_at(tiling, whole(z.h, z.w), task);
-    run.kernels.normalise({pixels(z, t.n, t.y, t.x), pixels(add, t.n, t.y, t.x), pixels(out, t.n, t.y, t.x), t.rows,
-                           t.cols, z.c, relu, norm.mean.data(), norm.scale.data(), norm.shift.data()});
+    maps_of<S>(run).normalise({pixels(z, t.n, t.y, t.x), pixels(add, t.n, t.y, t.x), pixels(out, t.n, t.y, t.x),
+                               t.rows, t.cols, z.c, relu, norm.mean.data(), norm.scale.data(), norm.shift.data()});
   });
 }
 
-#define INSTANTIATE(T)                                                                                              \
-  template class Norm<T>;                                                                                           \
-  template struct Folded<T>;                                                                                        \
-  template void tile_moments(const Kernels<T>&, const Map<const T>&, const Tile&, T*, TileSums&, Index);            \
-  template void tile_norm_sums(const Kernels<T>&, const Map<const T>&, const Source<T>&, const Tile&, TileSums&,    \
-                               Index);                                                                              \
-  template void merge_moments(const TileSums&, Index, T*, T*);                                                      \
-  template void norm_sums(const Run<T>&, const Source<T>&, TileSums&);                                              \
-  template void normalise(const Run<T>&, const Norm<T>&, Map<const T>, bool, Map<const T>, Map<T>);
+#define INSTANTIATE(T)           \
+  template class Norm<T>;        \
+  template struct Folded<T>;     \
+  template void merge_moments(const TileSums&, Index, T*, T*);
 INSTANTIATE(float)
 INSTANTIATE(double)
+#define INSTANTIATE_MAPS(T, S)                                                                                        \
+  template void tile_moments(const MapKernels<T, S>&, const Map<const S>&, const Tile&, T*, TileSums&, Index);        \
+  template void tile_norm_sums(const MapKernels<T, S>&, const Map<const S>&, const Source<T, S>&, const Tile&,        \
+                               TileSums&, Index);                                                                     \
+  template void norm_sums(const Run<T>&, const Source<T, S>&, TileSums&);                                             \
+  template void normalise(const Run<T>&, const Norm<T>&, Map<const S>, bool, Map<const S>, Map<S>);
+INSTANTIATE_MAPS(float, float)
+INSTANTIATE_MAPS(double, double)
+INSTANTIATE_MAPS(float, Bf16)
 
 }  // namespace dblr

@@ -20,8 +20,12 @@ template <class T> class Norm {
   // After the sums over a map: gradients of gamma, beta and bias, and the constants of the gradient to z.
   void set_gradient(const NormParameters<T>& p, const TileSums& sums, bool training, T* dbias, T* dgamma, T* dbeta);
   // z = b in these: a normalised and rectified load of z, and the gradient to z from that to the output.
-  Source<T> normalised(Map<const T> z) const;
-  Source<T> gradient(Map<const T> grad, Map<const T> z, bool relu) const;
+  template <class S> Source<T, S> normalised(Map<const S> z) const {
+    return {z, {}, Load::normalise, true, mean.data(), scale.data(), shift.data(), nullptr, nullptr, nullptr};
+  }
+  template <class S> Source<T, S> gradient(Map<const S> grad, Map<const S> z, bool relu) const {
+    return {grad, z, Load::norm_grad, relu, mean.data(), scale.data(), shift.data(), k1.data(), k2.data(), k3.data()};
+  }
 
   Index channels;
   Buffer<T> mean, scale, shift, k1, k2, k3;
@@ -34,20 +38,21 @@ template <class T> struct Folded {
   Buffer<T> bias;
 };
 
-template <class T>
-void tile_moments(const Kernels<T>& k, const Map<const T>& z, const Tile& t, T* scratch, TileSums& sums, Index at);
-template <class T>
-void tile_norm_sums(const Kernels<T>& k, const Map<const T>& grad, const Source<T>& norm, const Tile& t, TileSums& sums,
-                    Index at);
+template <class T, class S>
+void tile_moments(const MapKernels<T, S>& k, const Map<const S>& z, const Tile& t, T* scratch, TileSums& sums,
+                  Index at);
+template <class T, class S>
+void tile_norm_sums(const MapKernels<T, S>& k, const Map<const S>& grad, const Source<T, S>& norm, const Tile& t,
+                    TileSums& sums, Index at);
 
 // Mean and biased variance of all tiles, merged in order (Chan et al.) in double.
 template <class T> void merge_moments(const TileSums& sums, Index channels, T* mean, T* var);
 
 // Sums of g and g * (z - mean) over a whole map; norm as in Norm::gradient.
-template <class T> void norm_sums(const Run<T>& run, const Source<T>& norm, TileSums& sums);
+template <class T, class S> void norm_sums(const Run<T>& run, const Source<T, S>& norm, TileSums& sums);
 
 // out = act(norm(z)) + add; add.data null: nothing added.
-template <class T>
-void normalise(const Run<T>& run, const Norm<T>& norm, Map<const T> z, bool relu, Map<const T> add, Map<T> out);
+template <class T, class S>
+void normalise(const Run<T>& run, const Norm<T>& norm, Map<const S> z, bool relu, Map<const S> add, Map<S> out);
 
 }  // namespace dblr

@@ -55,17 +55,19 @@ template <class T> TailScratch scratch_of(const Kernels<T>& kernels, const Weigh
 }
 
 template <class T, class In, class V>
-void products_by_winograd(const Run<T>& run, const typename FromMap<T, In>::type& h1, Index pictures,
-                          const Rect& readable, const Tail<T>& tail, const Rect& region, Map<T> h2, Map<T> taps) {
+void products_by_winograd(const Run<T>& run, Map<const In> h1, const Tail<T>& tail, const Rect& region, Map<T> h2,
+                          Map<T> taps) {
+  const Rect readable = grow(region, 1, h1.h, h1.w);
+  const Source<T, In> source = copy_of<T>(h1);
   const Weights<T>& second = *tail.second;
   const TailScratch size = scratch_of(run.kernels, second);
   const WinogradTiling tiling(region, second.tile, run.threads, winograd_block(second.tile, second.in), taps.shift);
   const WinogradBlocks<T, In, V> blocks(run.kernels, second);
-  parallel(run.threads, pictures * tiling.tasks(), tail_scratch(run.kernels, tail), [&](Index task, char* memory) {
+  parallel(run.threads, h1.n * tiling.tasks(), tail_scratch(run.kernels, tail), [&](Index task, char* memory) {
     T *const scratch = reinterpret_cast<T*>(memory), *const kept = scratch + size.own, *const sums = kept + size.block;
     const WinogradTiling::Block b = tiling.block(task);
     const Tile t = tiling.part(b, region);
-    blocks.load(h1, b, readable, scratch);
+    blocks.load(source, b, readable, scratch);
     for (Index group = 0; group < blocks.groups(); group++) {
       const Index first = blocks.first_channel(group), channels = blocks.channels(group);
       WinogradOutput<T, T> o = blocks.template multiply<T>(b, region, group, scratch);
@@ -98,7 +100,7 @@ void products_directly(const Run<T>& run, Map<const T> h1, const Tail<T>& tail, 
   parallel(run.threads, h1.n * tiling.tiles(), tail_scratch(run.kernels, tail), [&](Index task, char* memory) {
     const Tile t = tile_at(tiling, region, task);
     T *const in = reinterpret_cast<T*>(memory), *const kept = in + size.own, *const sums = kept + size.block;
-    load_tile(run.kernels, copy_of(h1), t, 1, in);
+    load_tile(run.kernels, copy_of<T>(h1), t, 1, in);
     for (Index b = 0; b < second.blocks; b++) {
       const Index channels = second.channels(b), first = second.first_channel(b);
       Pixels<T> out = {kept, t.cols * channels, channels};
@@ -146,36 +148,42 @@ template <class T>
 void tail_products(const Run<T>& run, Map<const T> h1, const Tail<T>& tail, const Rect& region, Map<T> h2,
                    Map<T> taps) {
   if (!tail.second->tile) return products_directly(run, h1, tail, region, h2, taps);
-  products_by_winograd<T, T, T>(run, copy_of(h1), h1.n, grow(region, 1, h1.h, h1.w), tail, region, h2, taps);
+  products_by_winograd<T, T, T>(run, h1, tail, region, h2, taps);
 }
 
 void tail_products(const Run<float>& run, Map<const Half> h1, const Tail<float>& tail, const Rect& region,
                    Map<float> taps) {
-  products_by_winograd<float, Half, float>(run, h1, h1.n, grow(region, 1, h1.h, h1.w), tail, region, {}, taps);
+  products_by_winograd<float, Half, float>(run, h1, tail, region, {}, taps);
 }
 
 void tail_products(const Run<float>& run, Map<const Bf16> h1, const Tail<float>& tail, const Rect& region,
                    Map<float> taps) {
-  products_by_winograd<float, Bf16, Bf16>(run, h1, h1.n, grow(region, 1, h1.h, h1.w), tail, region, {}, taps);
+  products_by_winograd<float, Bf16, Bf16>(run, h1, tail, region, {}, taps);
 }
 
-template <class T>
-void reconstruct(const Run<T>& run, Map<const T> x, const Tail<T>& tail, const Rect& region, Map<T> taps, Map<T> y,
-                 Map<T> h1, Map<T> h2) {
+template <class T, class S>
+void reconstruct(const Run<T>& run, Map<const S> x, const Tail<T, S>& tail, const Rect& region, Map<T> taps, Map<T> y,
+                 Map<S> h1, Map<S> h2) {
   if (region.h() <= 0 || region.w() <= 0) return;
   const Rect around = grow(region, 1, x.h, x.w);
+  const auto products = [&](const Map<const S>& from, const Rect& part, const Map<S>& kept, const Map<T>& to) {
+    if constexpr (std::is_same<S, T>::value) {
+      tail_products(run, from, tail, part, kept, to);
+    } else {
+      amx_tail(run.threads, from, *tail.second, *tail.last, part, kept, to);
+    }
+  };
   if (h1.data) {
-    Convolution<T> first;
-    first.source = copy_of(x);
-    first.weights = tail.first;
+    Convolution<T, S, S> first;
+    first.source = copy_of<T>(x);
     first.region = around;
     first.out = h1;
     first.relu = true;
-    convolve(run, first);
-    tail_products(run, constant(h1), tail, around, h2, taps);
+    convolve(run, *tail.first, first);
+    products(constant(h1), around, h2, taps);
   } else {
-    feed(run, x, *tail.first, around, [&](Index n, const Map<const T>& rows, const Rect& strip) {
-      tail_products(run, rows, tail, strip, {}, picture_of(taps, n));
+    feed<T, S>(run, x, *tail.first, around, [&](Index n, const Map<const S>& rows, const Rect& strip) {
+      products(rows, strip, {}, picture_of(taps, n));
     });
   }
   add_taps(run, constant(taps), tail.bias, region, y);
@@ -183,15 +191,16 @@ void reconstruct(const Run<T>& run, Map<const T> x, const Tail<T>& tail, const R
 
 // Gradients of the two wide maps are held for a band of rows at a time, with the rows around it that the next
 // convolution reads.
-template <class T>
-void reconstruct_backward(int threads, Map<const T> grad, Map<const T> x, Map<const T> h1, Map<const T> h2,
-                          const ConvPair<T>& p, const T* w3, Map<T> dx, T* dw1, T* db1, T* dw2, T* db2, T* dw3,
+template <class T, class S>
+void reconstruct_backward(int threads, Map<const S> grad, Map<const S> x, Map<const S> h1, Map<const S> h2,
+                          const ConvPair<T>& p, const T* w3, Map<S> dx, T* dw1, T* db1, T* dw2, T* db2, T* dw3,
                           T* db3) {
   const Run<T> run(threads);
   const Index h = x.h, w = x.w, band_rows = std::min(h, std::max<Index>(kBandPixels / w, 16));
   // L35 has one output channel. With the roles of input and gradient exchanged, and the kernel turned, its
   // weight gradient has one input channel instead and fills the vectors.
-  weight_gradient<T>(run, {copy_of(grad), copy_of(h2), whole(h, w), dw3, 9, p.out * 9, true});
+  using Gradient = WeightGradient<T, S>;
+  weight_gradient(run, Gradient{copy_of<T>(grad), copy_of<T>(h2), whole(h, w), dw3, 9, p.out * 9, true});
   Norm<T> plain(1);
   TileSums sums;
   norm_sums(run, plain.gradient(grad, grad, false), sums);
@@ -199,32 +208,31 @@ void reconstruct_backward(int threads, Map<const T> grad, Map<const T> x, Map<co
   for (double s : sums.s0) bias += s;
   *db3 = static_cast<T>(bias);
 
-  const Weights<T> third = weights_for(run, backward_filter(w3, 1, p.out));
-  const Weights<T> second = weights_for(run, backward_filter(p.w2, p.out, p.middle));
-  const Weights<T> first = weights_for(run, backward_filter(p.w1, p.middle, p.in));
-  const auto back = [&](const Map<const T>& from, const Weights<T>& weights, const Rect& region, const Map<T>& to,
-                        const Map<const T>& mask) {
-    Convolution<T> c;
-    c.source = copy_of(from);
-    c.weights = &weights;
+  const auto third = layer_weights<S>(run, backward_filter(w3, 1, p.out));
+  const auto second = layer_weights<S>(run, backward_filter(p.w2, p.out, p.middle));
+  const auto first = layer_weights<S>(run, backward_filter(p.w1, p.middle, p.in));
+  const auto back = [&](const Map<const S>& from, const WeightsFor<T, S>& weights, const Rect& region,
+                        const Map<S>& to, const Map<const S>& mask) {
+    Convolution<T, S, S> c;
+    c.source = copy_of<T>(from);
     c.region = region;
     c.out = to;
     c.mask = mask;
-    convolve(run, c);
+    convolve(run, weights, c);
   };
-  Buffer<T> dh1_data(std::min(h, band_rows + 2) * w * p.middle), dh2_data(std::min(h, band_rows + 4) * w * p.out);
+  Buffer<S> dh1_data(std::min(h, band_rows + 2) * w * p.middle), dh2_data(std::min(h, band_rows + 4) * w * p.out);
   bool add = false;
   for (Index n = 0; n < x.n; n++) {
     const auto picture = [n](const auto& map) { return picture_of(map, n); };
     for (Index y0 = 0; y0 < h; y0 += band_rows, add = true) {
       const Rect band = {y0, std::min(h, y0 + band_rows), 0, w}, one = grow(band, 1, h, w), two = grow(band, 2, h, w);
-      const Map<T> dh1 = part_of_picture(dh1_data.data(), p.middle, one, h, w);
-      const Map<T> dh2 = part_of_picture(dh2_data.data(), p.out, two, h, w);
+      const Map<S> dh1 = part_of_picture(dh1_data.data(), p.middle, one, h, w);
+      const Map<S> dh2 = part_of_picture(dh2_data.data(), p.out, two, h, w);
       back(picture(grad), third, two, dh2, picture(h2));
-      weight_gradient<T>(run, {copy_of(picture(h1)), copy_of(constant(dh2)), band, dw2, p.middle * 9, 9, false, add,
-                               db2});
+      const Source<T, S> dz1 = copy_of<T>(constant(dh1)), dz2 = copy_of<T>(constant(dh2));
+      weight_gradient(run, Gradient{copy_of<T>(picture(h1)), dz2, band, dw2, p.middle * 9, 9, false, add, db2});
       back(constant(dh2), second, one, dh1, picture(h1));
-      weight_gradient<T>(run, {copy_of(picture(x)), copy_of(constant(dh1)), band, dw1, p.in * 9, 9, false, add, db1});
+      weight_gradient(run, Gradient{copy_of<T>(picture(x)), dz1, band, dw1, p.in * 9, 9, false, add, db1});
       if (dx.data) back(constant(dh1), first, band, picture(dx), {});
     }
   }
@@ -234,12 +242,16 @@ void reconstruct_backward(int threads, Map<const T> grad, Map<const T> x, Map<co
   template Filter<T> tap_filter(const T*, Index);                                                                   \
   template std::size_t tail_scratch(const Kernels<T>&, const Tail<T>&);                                             \
   template void tail_products(const Run<T>&, Map<const T>, const Tail<T>&, const Rect&, Map<T>, Map<T>);            \
-  template void add_taps(const Run<T>&, Map<const T>, T, const Rect&, Map<T>);                                      \
-  template void reconstruct(const Run<T>&, Map<const T>, const Tail<T>&, const Rect&, Map<T>, Map<T>, Map<T>,       \
-                            Map<T>);                                                                                \
-  template void reconstruct_backward(int, Map<const T>, Map<const T>, Map<const T>, Map<const T>,                   \
-                                     const ConvPair<T>&, const T*, Map<T>, T*, T*, T*, T*, T*, T*);
+  template void add_taps(const Run<T>&, Map<const T>, T, const Rect&, Map<T>);
 INSTANTIATE(float)
 INSTANTIATE(double)
+#define INSTANTIATE_MAPS(T, S)                                                                                      \
+  template void reconstruct(const Run<T>&, Map<const S>, const Tail<T, S>&, const Rect&, Map<T>, Map<T>, Map<S>,    \
+                            Map<S>);                                                                                \
+  template void reconstruct_backward(int, Map<const S>, Map<const S>, Map<const S>, Map<const S>,                   \
+                                     const ConvPair<T>&, const T*, Map<S>, T*, T*, T*, T*, T*, T*);
+INSTANTIATE_MAPS(float, float)
+INSTANTIATE_MAPS(double, double)
+INSTANTIATE_MAPS(float, Bf16)
 
 }  // namespace dblr

@@ -3,25 +3,23 @@
 
 namespace dblr {
 
-template <class T>
-void residual_block(int threads, Map<const T> x, const ConvNorm<T>& first, const ConvNorm<T>& second, Map<T> y,
-                    Map<T> middle, bool gradient, T* mean1, T* var1, T* mean2, T* var2, bool training) {
+template <class T, class S>
+void residual_block(int threads, Map<const S> x, const ConvNorm<T>& first, const ConvNorm<T>& second, Map<S> y,
+                    Map<S> middle, bool gradient, T* mean1, T* var1, T* mean2, T* var2, bool training) {
   if (!training && !gradient) {
-    conv_bn_act<T>(threads, x, first, {}, middle, {}, nullptr, nullptr, true, false);
-    return conv_bn_act<T>(threads, constant(middle), second, x, y, {}, nullptr, nullptr, false, false);
+    conv_bn_act<T, S>(threads, x, first, {}, middle, {}, nullptr, nullptr, true, false);
+    return conv_bn_act<T, S>(threads, constant(middle), second, x, y, {}, nullptr, nullptr, false, false);
   }
   const Run<T> run(threads);
   NormParameters<T> p1 = first.norm, p2 = second.norm;
   TileSums moments;
-  Convolution<T> c;
+  Convolution<T, S, S> c;
   c.region = whole(y.h, y.w);
   if (training) c.moments = &moments;
 
-  const Weights<T> w1 = weights_for(run, forward_filter(first.weight, middle.c, x.c));
-  c.source = copy_of(x);
-  c.weights = &w1;
+  c.source = copy_of<T>(x);
   c.out = middle;
-  convolve(run, c);
+  convolve(run, layer_weights<S>(run, forward_filter(first.weight, middle.c, x.c)), c);
   if (training) {
     merge_moments(moments, middle.c, mean1, var1);
     p1.mean = mean1;
@@ -29,11 +27,9 @@ void residual_block(int threads, Map<const T> x, const ConvNorm<T>& first, const
   }
 
   const Norm<T> norm1(p1, middle.c);
-  const Weights<T> w2 = weights_for(run, forward_filter(second.weight, y.c, middle.c));
   c.source = norm1.normalised(constant(middle));
-  c.weights = &w2;
   c.out = y;
-  convolve(run, c);
+  convolve(run, layer_weights<S>(run, forward_filter(second.weight, y.c, middle.c)), c);
   if (training) {
     merge_moments(moments, y.c, mean2, var2);
     p2.mean = mean2;
@@ -42,65 +38,60 @@ void residual_block(int threads, Map<const T> x, const ConvNorm<T>& first, const
   normalise(run, Norm<T>(p2, y.c), constant(y), false, x, y);
 }
 
-template <class T>
-void residual_block_backward(int threads, Map<const T> grad, Map<const T> x, const ConvNorm<T>& first,
-                             const ConvNorm<T>& second, const std::array<Map<T>, 3>& scratch_maps, Map<T> dx,
+template <class T, class S>
+void residual_block_backward(int threads, Map<const S> grad, Map<const S> x, const ConvNorm<T>& first,
+                             const ConvNorm<T>& second, const std::array<Map<S>, 3>& scratch_maps, Map<S> dx,
                              const ConvNormGradient<T>& d1, const ConvNormGradient<T>& d2, bool training) {
   const Run<T> run(threads);
-  const Map<T>& scratch = scratch_maps[2];
-  const Map<const T> z1 = constant(scratch_maps[0]), z2 = constant(scratch_maps[1]);
+  const Map<S>& scratch = scratch_maps[2];
+  const Map<const S> z1 = constant(scratch_maps[0]), z2 = constant(scratch_maps[1]);
   TileSums sums;
   Norm<T> norm1(first.norm, z1.c), norm2(second.norm, z2.c);
 
   // Forward again, to the same bits.
-  const auto again = [&](const Source<T>& source, const T* weight, const Map<T>& out) {
-    const Weights<T> weights = weights_for(run, forward_filter(weight, out.c, source.a.c));
-    Convolution<T> c;
+  const auto again = [&](const Source<T, S>& source, const T* weight, const Map<S>& out) {
+    Convolution<T, S, S> c;
     c.source = source;
-    c.weights = &weights;
     c.region = whole(x.h, x.w);
     c.out = out;
-    convolve(run, c);
+    convolve(run, layer_weights<S>(run, forward_filter(weight, out.c, source.a.c)), c);
   };
-  again(copy_of(x), first.weight, scratch_maps[0]);
+  again(copy_of<T>(x), first.weight, scratch_maps[0]);
   again(norm1.normalised(z1), second.weight, scratch_maps[1]);
 
   norm_sums(run, norm2.gradient(grad, z2, false), sums);
   norm2.set_gradient(second.norm, sums, training, d2.bias, d2.gamma, d2.beta);
-  const Source<T> dz2 = norm2.gradient(grad, z2, false);
-  const Weights<T> w2 = weights_for(run, backward_filter(second.weight, z2.c, z1.c));
-  Convolution<T> c;
+  const Source<T, S> dz2 = norm2.gradient(grad, z2, false);
+  Convolution<T, S, S> c;
   c.source = dz2;
-  c.weights = &w2;
   c.region = whole(x.h, x.w);
   c.out = scratch;
   c.norm_sums = &sums;
   c.norm = norm1.gradient(constant(scratch), z1, true);
-  convolve(run, c);
-  weight_gradient<T>(run, {norm1.normalised(z1), dz2, whole(x.h, x.w), d2.weight, z1.c * 9, 9});
+  convolve(run, layer_weights<S>(run, backward_filter(second.weight, z2.c, z1.c)), c);
+  weight_gradient(run, WeightGradient<T, S>{norm1.normalised(z1), dz2, c.region, d2.weight, z1.c * 9, 9});
 
   norm1.set_gradient(first.norm, sums, training, d1.bias, d1.gamma, d1.beta);
-  const Source<T> dz1 = norm1.gradient(constant(scratch), z1, true);
+  const Source<T, S> dz1 = norm1.gradient(constant(scratch), z1, true);
   if (dx.data) {
-    const Weights<T> w1 = weights_for(run, backward_filter(first.weight, z1.c, x.c));
-    Convolution<T> back;
+    Convolution<T, S, S> back;
     back.source = dz1;
-    back.weights = &w1;
     back.region = c.region;
     back.out = dx;
     back.add[0] = grad;
-    convolve(run, back);
+    convolve(run, layer_weights<S>(run, backward_filter(first.weight, z1.c, x.c)), back);
   }
-  weight_gradient<T>(run, {copy_of(x), dz1, c.region, d1.weight, x.c * 9, 9});
+  weight_gradient(run, WeightGradient<T, S>{copy_of<T>(x), dz1, c.region, d1.weight, x.c * 9, 9});
 }
 
-#define INSTANTIATE(T)                                                                                              \
-  template void residual_block(int, Map<const T>, const ConvNorm<T>&, const ConvNorm<T>&, Map<T>, Map<T>, bool, T*, \
+#define INSTANTIATE(T, S)                                                                                           \
+  template void residual_block(int, Map<const S>, const ConvNorm<T>&, const ConvNorm<T>&, Map<S>, Map<S>, bool, T*, \
                                T*, T*, T*, bool);                                                                   \
-  template void residual_block_backward(int, Map<const T>, Map<const T>, const ConvNorm<T>&, const ConvNorm<T>&,    \
-                                        const std::array<Map<T>, 3>&, Map<T>, const ConvNormGradient<T>&,           \
+  template void residual_block_backward(int, Map<const S>, Map<const S>, const ConvNorm<T>&, const ConvNorm<T>&,    \
+                                        const std::array<Map<S>, 3>&, Map<S>, const ConvNormGradient<T>&,           \
                                         const ConvNormGradient<T>&, bool);
-INSTANTIATE(float)
-INSTANTIATE(double)
+INSTANTIATE(float, float)
+INSTANTIATE(double, double)
+INSTANTIATE(float, Bf16)
 
 }  // namespace dblr

@@ -28,36 +28,46 @@ void expect(bool right, const std::string& what) {
   std::printf("FAILED: %s\n", what.c_str());
 }
 
+template <class T> T number(double x) { return static_cast<T>(x); }
+template <> Bf16 number(double x) { return to_bf16(static_cast<float>(x)); }
+template <class T> double value(T x) { return static_cast<double>(x); }
+double value(Bf16 x) {
+  const std::uint32_t bits = static_cast<std::uint32_t>(x.bits) << 16;
+  float f;
+  std::memcpy(&f, &bits, sizeof f);
+  return f;
+}
+
 // Random memory of exactly the size asked for, so that a sanitizer sees one element too many.
 template <class T> class Memory {
  public:
   T* random(Index count, double scale = 1) {
     std::vector<T> v(count);
-    for (T& x : v) x = static_cast<T>(scale * (static_cast<double>(engine_() % 20001) / 10000 - 1));
+    for (T& x : v) x = number<T>(scale * (static_cast<double>(engine_() % 20001) / 10000 - 1));
     return keep(std::move(v));
   }
   T* positive(Index count) {
     T* p = random(count);
-    for (Index i = 0; i < count; i++) p[i] = std::abs(p[i]) + T(0.5);
+    for (Index i = 0; i < count; i++) p[i] = number<T>(std::abs(value(p[i])) + 0.5);
     return p;
   }
-  T* poisoned(Index count) { return keep(std::vector<T>(count, static_cast<T>(NAN))); }
+  T* poisoned(Index count) { return keep(std::vector<T>(count, number<T>(NAN))); }
   Map<T> map(Index n, Index c, Index h, Index w, bool filled) {
     const Index count = n * c * h * w;
     return {filled ? random(count) : poisoned(count), n, c, h, w, h * w * c, 1, w * c, c};
   }
   // All that was left unfilled, in order: the results.
-  std::vector<T> results() const {
-    std::vector<T> all;
+  std::vector<double> results() const {
+    std::vector<double> all;
     for (std::size_t i = 0; i < kept_.size(); i++) {
-      if (result_[i]) all.insert(all.end(), kept_[i].begin(), kept_[i].end());
+      for (std::size_t e = 0; result_[i] && e < kept_[i].size(); e++) all.push_back(value(kept_[i][e]));
     }
     return all;
   }
 
  private:
   T* keep(std::vector<T> v) {
-    result_.push_back(!v.empty() && std::isnan(v[0]));
+    result_.push_back(!v.empty() && std::isnan(value(v[0])));
     kept_.push_back(std::move(v));
     return kept_.back().data();
   }
@@ -74,11 +84,10 @@ template <class T> void plain_convolution(int threads, Index n, Index h, Index w
   const Filter<T> filter = forward_filter(weight, out, in);
   const Weights<T> packed(run, filter, bias, nullptr, winograd_tile(run.kernels, filter, tile));
   Convolution<T> c;
-  c.source = copy_of(constant(x));
-  c.weights = &packed;
+  c.source = copy_of<T>(constant(x));
   c.region = whole(h, w);
   c.out = y;
-  convolve(run, c);
+  convolve(run, packed, c);
   double worst = 0;
   for (Index i = 0; i < n * h * w * out; i++) {
     const Index o = i % out, px = i / out % w, py = i / out / w % h, pn = i / out / w / h;
@@ -104,59 +113,72 @@ template <class T> ConvNormGradient<T> gradient(Memory<T>& m, Index out, Index i
   return {m.poisoned(out * in * 9), m.poisoned(out), m.poisoned(out), m.poisoned(out)};
 }
 
-template <class T>
-std::vector<T> normed_ops(int threads, Index n, Index h, Index w, Index in, Index out, bool training) {
+std::vector<double> joined(std::vector<double> a, const std::vector<double>& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  return a;
+}
+
+// S: the type of maps.
+template <class T, class S = T>
+std::vector<double> normed_ops(int threads, Index n, Index h, Index w, Index in, Index out, bool training) {
   Memory<T> m;
+  Memory<S> maps;
   const auto statistics = [&](Index c) { return training ? m.poisoned(c) : m.positive(c); };
-  const Map<T> x = m.map(n, in, h, w, true), grad = m.map(n, out, h, w, true), back = m.map(n, in, h, w, true);
+  const Map<S> x = maps.map(n, in, h, w, true), grad = maps.map(n, out, h, w, true);
+  const Map<S> back = maps.map(n, in, h, w, true);
   T *mean = statistics(out), *var = statistics(out), *mean2 = statistics(in), *var2 = statistics(in);
   const ConvNorm<T> first = conv_norm(m, out, in, training, mean, var);
   const ConvNorm<T> second = conv_norm(m, in, out, training, mean2, var2);
-  const Map<T> y = m.map(n, out, h, w, false), z = m.map(n, out, h, w, false), z2 = m.map(n, in, h, w, false);
-  const Map<T> dx = m.map(n, in, h, w, false), scratch = m.map(n, out, h, w, false), yb = m.map(n, in, h, w, false);
-  conv_bn_act<T>(threads, constant(x), first, constant(grad), y, {}, mean, var, true, training);
-  conv_bn_act<T>(threads, constant(x), first, {}, y, z, mean, var, true, training);
-  conv_bn_act_backward<T>(threads, constant(grad), constant(x), first, constant(z), dx, gradient(m, out, in), true,
+  const Map<S> y = maps.map(n, out, h, w, false), z = maps.map(n, out, h, w, false);
+  const Map<S> z2 = maps.map(n, in, h, w, false), dx = maps.map(n, in, h, w, false);
+  const Map<S> scratch = maps.map(n, out, h, w, false), yb = maps.map(n, in, h, w, false);
+  conv_bn_act<T, S>(threads, constant(x), first, constant(grad), y, {}, mean, var, true, training);
+  conv_bn_act<T, S>(threads, constant(x), first, {}, y, z, mean, var, true, training);
+  conv_bn_act_backward<T, S>(threads, constant(grad), constant(x), first, constant(z), dx, gradient(m, out, in), true,
                           training);
-  residual_block<T>(threads, constant(x), first, second, yb, scratch, false, mean, var, mean2, var2, training);
-  residual_block<T>(threads, constant(x), first, second, yb, scratch, true, mean, var, mean2, var2, training);
-  residual_block_backward<T>(threads, constant(back), constant(x), first, second, {z, z2, scratch}, dx,
+  residual_block<T, S>(threads, constant(x), first, second, yb, scratch, false, mean, var, mean2, var2, training);
+  residual_block<T, S>(threads, constant(x), first, second, yb, scratch, true, mean, var, mean2, var2, training);
+  residual_block_backward<T, S>(threads, constant(back), constant(x), first, second, {z, z2, scratch}, dx,
                              gradient(m, out, in), gradient(m, in, out), training);
-  return m.results();
+  return joined(m.results(), maps.results());
 }
 
-template <class T> std::vector<T> ends(int threads, Index n, Index h, Index w) {
+template <class T, class S = T> std::vector<double> ends(int threads, Index n, Index h, Index w) {
   const Index frames = 5, middle = 13, width = 19, tail = 37;
   Memory<T> m;
+  Memory<S> maps;
   const Run<T> run(threads);
   const ConvPair<T> s = {m.random(middle * frames * 9, 0.2), m.random(middle), m.random(width * middle * 9, 0.2),
                          m.random(width), frames, middle, width};
-  const Map<T> x = m.map(n, frames, h, w, true), y = m.map(n, width, h, w, false), dx = m.map(n, frames, h, w, false);
-  const Map<T> grad = m.map(n, width, h, w, true), thin = m.map(n, 1, h, w, true), out = m.map(n, 1, h, w, false);
+  const Map<S> x = maps.map(n, frames, h, w, true), y = maps.map(n, width, h, w, false);
+  const Map<S> dx = maps.map(n, frames, h, w, false), grad = maps.map(n, width, h, w, true);
+  const Map<S> thin = maps.map(n, 1, h, w, true);
+  const Map<T> out = m.map(n, 1, h, w, false);
   {
-    const Weights<T> first(run, forward_filter(s.w1, middle, frames), s.b1);
-    const Weights<T> second(run, forward_filter(s.w2, width, middle), s.b2);
-    stem<T>(run, constant(x), first, second, whole(h, w), y);
+    const auto first = layer_weights<S>(run, forward_filter(s.w1, middle, frames), s.b1);
+    const auto second = layer_weights<S>(run, forward_filter(s.w2, width, middle), s.b2);
+    stem<T, S>(run, constant(x), first, second, whole(h, w), y);
   }
-  stem_backward<T>(threads, constant(grad), constant(x), constant(y), s, dx, m.poisoned(middle * frames * 9),
+  stem_backward<T, S>(threads, constant(grad), constant(x), constant(y), s, dx, m.poisoned(middle * frames * 9),
                    m.poisoned(middle), m.poisoned(width * middle * 9), m.poisoned(width));
   const ConvPair<T> t = {m.random(tail * width * 9, 0.1), m.random(tail), m.random(tail * tail * 9, 0.1),
                          m.random(tail), width, tail, tail};
   const T* w3 = m.random(tail * 9, 0.1);
-  const Map<T> h1 = m.map(n, tail, h, w, false), h2 = m.map(n, tail, h, w, false);
-  const Map<T> back = m.map(n, width, h, w, false);
+  const Map<S> h1 = maps.map(n, tail, h, w, false), h2 = maps.map(n, tail, h, w, false);
+  const Map<S> back = maps.map(n, width, h, w, false);
   const Map<T> taps = {m.poisoned(n * 9 * h * w), n, 9, h, w, 9 * h * w, h * w, w, 1};
-  const Weights<T> first(run, forward_filter(t.w1, tail, width), t.b1), second(run, forward_filter(t.w2, tail, tail), t.b2);
-  const Weights<T> last(run, tap_filter(w3, tail));
-  reconstruct<T>(run, constant(y), {&first, &second, &last, T(0.5)}, whole(h, w), taps, out, {}, {});
-  reconstruct<T>(run, constant(y), {&first, &second, &last, T(0.5)}, whole(h, w), taps, out, h1, h2);
-  reconstruct_backward<T>(threads, constant(thin), constant(y), constant(h1), constant(h2), t, w3, back,
+  const auto first = layer_weights<S>(run, forward_filter(t.w1, tail, width), t.b1);
+  const auto second = layer_weights<S>(run, forward_filter(t.w2, tail, tail), t.b2);
+  const WeightsFor<T, S> last = tap_weights<S>(run, w3, tail);
+  reconstruct<T, S>(run, constant(y), {&first, &second, &last, T(0.5)}, whole(h, w), taps, out, {}, {});
+  reconstruct<T, S>(run, constant(y), {&first, &second, &last, T(0.5)}, whole(h, w), taps, out, h1, h2);
+  reconstruct_backward<T, S>(threads, constant(thin), constant(y), constant(h1), constant(h2), t, w3, back,
                           m.poisoned(tail * width * 9), m.poisoned(tail), m.poisoned(tail * tail * 9),
                           m.poisoned(tail), m.poisoned(tail * 9), m.poisoned(1));
-  return m.results();
+  return joined(m.results(), maps.results());
 }
 
-std::vector<float> network(int threads, Index h, Index w, Network::Level level) {
+std::vector<double> network(int threads, Index h, Index w, Network::Level level) {
   const Index frames = 5, middle = level == Network::Level::bf16 ? 16 : 6, width = 16, tail = 32;
   Memory<float> m;
   const ConvPair<float> head = {m.random(middle * frames * 9, 0.3), m.random(middle), m.random(width * middle * 9, 0.3),
@@ -187,30 +209,27 @@ std::vector<float> network(int threads, Index h, Index w, Network::Level level) 
   return m.results();
 }
 
-template <class T> double distance(const std::vector<T>& a, const std::vector<T>& b) {
+double distance(const std::vector<double>& a, const std::vector<double>& b) {
   if (a.size() != b.size()) return INFINITY;
   double worst = 0, scale = 1;
   for (std::size_t i = 0; i < a.size(); i++) {
-    worst = std::max(worst, std::isfinite(a[i]) ? std::abs(static_cast<double>(a[i]) - b[i]) : INFINITY);
-    scale = std::max(scale, std::abs(static_cast<double>(b[i])));
+    worst = std::max(worst, std::isfinite(a[i]) ? std::abs(a[i] - b[i]) : INFINITY);
+    scale = std::max(scale, std::abs(b[i]));
   }
   return worst / scale;
 }
 
 template <class T> void all(const std::string& name, int threads, Index n, Index h, Index w) {
-  using Op = std::function<std::vector<T>()>;
+  using Op = std::function<std::vector<double>()>;
   std::vector<Op> ops = {[&] { return normed_ops<T>(threads, n, h, w, 5, 19, false); },
                          [&] { return normed_ops<T>(threads, n, h, w, 16, 33, true); },
                          [&] { return ends<T>(threads, n, h, w); }};
   for (const auto level : {Network::Level::exact, Network::Level::fast, Network::Level::half}) {
-    if (sizeof(T) == 4) ops.push_back([&, level] {
-      const std::vector<float> r = network(threads, h, w, level);
-      return std::vector<T>(r.begin(), r.end());
-    });
+    if (sizeof(T) == 4) ops.push_back([&, level] { return network(threads, h, w, level); });
   }
   for (std::size_t i = 0; i < ops.size(); i++) {
     set_isa("portable");
-    const std::vector<T> expected = ops[i]();
+    const std::vector<double> expected = ops[i]();
     set_isa(name);
     const double off = distance(ops[i](), expected);
     // A value near zero may fall on either side of a ReLU; anything worse is not a number or far away.
@@ -237,6 +256,9 @@ int main() {
         if (name.rfind("amx", 0) == 0) {  // all else is avx512's
           set_isa(name);
           network(threads, h, w, Network::Level::bf16);
+          normed_ops<float, Bf16>(threads, n, h, w, 5, 19, false);
+          normed_ops<float, Bf16>(threads, n, h, w, 16, 33, true);
+          ends<float, Bf16>(threads, n, h, w);
           continue;
         }
         all<float>(name, threads, n, h, w);

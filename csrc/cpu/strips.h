@@ -10,7 +10,7 @@
 #include <functional>
 #include <vector>
 
-#include "convolve.h"
+#include "amx.h"
 
 namespace dblr {
 
@@ -55,23 +55,22 @@ Map<T> ring_map(T* data, Index channels, const Rect& part, Index h, Index w, Ind
 
 // A convolution with ReLU of which the next layer, computing `region`, reads a strip at a time: the map between them
 // never exists whole. next(n, map, strip) computes a strip of picture n from the map.
-template <class T, class Next>
-void feed(const Run<T>& run, Map<const T> x, const Weights<T>& weights, const Rect& region, const Next& next) {
+template <class T, class S, class Next>
+void feed(const Run<T>& run, Map<const S> x, const WeightsFor<T, S>& weights, const Rect& region, const Next& next) {
   constexpr Index kRows = 16;
   const Rect part = grow(region, 1, x.h, x.w);
   const Index ring = std::min(Strips(kRows).ring(1), (part.y1 + kRows - 1) / kRows * kRows);
-  Buffer<T> memory(ring * part.w() * weights.out);
-  Convolution<T> c;
-  c.weights = &weights;
+  Buffer<S> memory(ring * part.w() * weights.out);
+  Convolution<T, S, S> c;
   c.relu = true;
   c.out = ring_map(memory.data(), weights.out, part, x.h, x.w, ring);
   for (Index n = 0; n < x.n; n++) {
-    c.source = copy_of(x);
+    c.source = copy_of<T>(x);
     c.source.a.data += n * x.sn;
     Strips strips(kRows);
     strips.add(part, [&](const Rect& strip) {
       c.region = strip;
-      convolve(run, c);
+      convolve(run, weights, c);
     });
     strips.add(region, [&](const Rect& strip) { next(n, constant(c.out), strip); });
     strips.run();

@@ -96,7 +96,7 @@ template <class T> Map<T> picture_of(Map<T> m, Index n) {
   return m;
 }
 
-template <class T> Source<T> copy_of(const Map<const T>& a) {
+template <class T, class S> Source<T, S> copy_of(const Map<const S>& a) {
   return {a, {}, Load::copy, false, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
 }
 

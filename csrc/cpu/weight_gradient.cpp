@@ -57,7 +57,7 @@ template <class T> struct Worker {
     T *row = scratch, *x = row + row_size(), *dz = x + x_size();
     const Index x_row = (t.cols + 2) * l.group, plane = (t.rows + 2) * x_row;
     for (Index y = 0; y < t.rows + 2; y++) {
-      run.kernels.load_row(g.x, t.n, t.y + y - 1, t.x - 1, t.cols + 2, 0, l.in, row);
+      run.kernels.maps.load_row(g.x, t.n, t.y + y - 1, t.x - 1, t.cols + 2, 0, l.in, row);
       spread(row, t.cols + 2, l, plane, x + y * x_row);
     }
     for (Index b = b0; b < b1; b++) {
@@ -65,7 +65,7 @@ template <class T> struct Worker {
       for (Index y = 0; y < t.rows; y++) {
         T* to = dz + y * t.cols * pixel;
         T* from = channels == pixel ? to : row;
-        run.kernels.load_row(g.dz, t.n, t.y + y, t.x, t.cols, first, first + channels, from);
+        run.kernels.maps.load_row(g.dz, t.n, t.y + y, t.x, t.cols, first, first + channels, from);
         for (Index i = 0; from != to && i < t.cols; i++) {
           std::memcpy(to + i * pixel, from + i * channels, channels * sizeof(T));
           std::memset(to + i * pixel + channels, 0, (pixel - channels) * sizeof(T));
@@ -86,21 +86,24 @@ template <class T> struct Worker {
     sums.sum = Sum::plain;
     sums.s0 = s;
     sums.s1 = s + channels;
-    run.kernels.sums(sums);
+    run.kernels.maps.sums(sums);
     for (Index c = 0; c < channels; c++) dbias[c] += s[c];
   }
 };
 
+}  // namespace
+
 // Sums of dz for each output channel, row by row, the rows added up in order.
-template <class T> void bias_gradient(const Run<T>& run, const WeightGradient<T>& g) {
+template <class T, class S> void bias_gradient(const Run<T>& run, const WeightGradient<T, S>& g) {
   const Index channels = g.dz.a.c, rows = g.dz.a.n * g.region.h(), cols = g.region.w();
   Buffer<double> sums(rows * channels);
-  parallel(run.threads, rows, (cols * channels + 64) * sizeof(T) + channels * sizeof(double), [&](Index task, char* scratch) {
-    double* const unused = reinterpret_cast<double*>(scratch);
-    T* const row = reinterpret_cast<T*>(unused + channels);
+  const std::size_t scratch = (cols * channels + 64) * sizeof(S) + channels * sizeof(double);
+  parallel(run.threads, rows, scratch, [&](Index task, char* memory) {
+    double* const unused = reinterpret_cast<double*>(memory);
+    S* const row = reinterpret_cast<S*>(unused + channels);
     const Index n = task / g.region.h(), y = g.region.y0 + task % g.region.h();
-    run.kernels.load_row(g.dz, n, y, g.region.x0, cols, 0, channels, row);
-    Sums<T> s = {};
+    maps_of<S>(run).load_row(g.dz, n, y, g.region.x0, cols, 0, channels, row);
+    Sums<T, S> s = {};
     s.a = {row, cols * channels, channels};
     s.rows = 1;
     s.cols = cols;
@@ -108,7 +111,7 @@ template <class T> void bias_gradient(const Run<T>& run, const WeightGradient<T>
     s.sum = Sum::plain;
     s.s0 = sums.data() + task * channels;
     s.s1 = unused;
-    run.kernels.sums(s);
+    maps_of<S>(run).sums(s);
   });
   for (Index c = 0; c < channels; c++) {
     double sum = g.add ? static_cast<double>(g.dbias[c]) : 0;
@@ -116,8 +119,6 @@ template <class T> void bias_gradient(const Run<T>& run, const WeightGradient<T>
     g.dbias[c] = static_cast<T>(sum);
   }
 }
-
-}  // namespace
 
 template <class T> void weight_gradient(const Run<T>& run, const WeightGradient<T>& g) {
   if (winograd_suits_gradient(run.kernels, g)) {
@@ -179,5 +180,8 @@ template <class T> void weight_gradient(const Run<T>& run, const WeightGradient<
 
 template void weight_gradient(const Run<float>&, const WeightGradient<float>&);
 template void weight_gradient(const Run<double>&, const WeightGradient<double>&);
+template void bias_gradient(const Run<float>&, const WeightGradient<float>&);
+template void bias_gradient(const Run<double>&, const WeightGradient<double>&);
+template void bias_gradient(const Run<float>&, const WeightGradient<float, Bf16>&);
 
 }  // namespace dblr

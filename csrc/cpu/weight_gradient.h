@@ -5,8 +5,8 @@
 
 namespace dblr {
 
-template <class T> struct WeightGradient {
-  Source<T> x, dz;  // input and gradient to the output, as they load
+template <class T, class S = T> struct WeightGradient {
+  Source<T, S> x, dz;  // input and gradient to the output, as they load
   Rect region;      // which pixels of the gradient count
   T* dw;            // element (o, i, dy, dx) at o * so + i * si + dy * 3 + dx, or turned by 180 degrees
   Index so, si;
@@ -16,6 +16,11 @@ template <class T> struct WeightGradient {
 };
 
 template <class T> void weight_gradient(const Run<T>& run, const WeightGradient<T>& g);
+// By AMX.
+void weight_gradient(const Run<float>& run, const WeightGradient<float, Bf16>& g);
+
+// dbias alone.
+template <class T, class S> void bias_gradient(const Run<T>& run, const WeightGradient<T, S>& g);
 
 // dw alone, by Winograd's transforms, for shapes that they suit.
 template <class T> bool winograd_suits_gradient(const Kernels<T>& k, const WeightGradient<T>& g);

@@ -68,18 +68,18 @@ template <class V, class In, class T> auto input_transform(const Kernels<T>& k, 
   }
 }
 
-template <class T> bool as_it_is(const Source<T>& s) { return s.load == Load::copy && s.a.sc == 1; }
-template <class S> bool as_it_is(const Map<const S>&) { return true; }
+template <class T, class S> bool as_it_is(const Source<T, S>& s) { return s.load == Load::copy && s.a.sc == 1; }
 
 // to[x - x0][c - c0]: columns x0 <= x < x0 + cols of row y, channels c0 <= c < c1; all within the picture.
 template <class T>
 void read_row(const Kernels<T>& k, const Source<T>& s, Index n, Index y, Index x0, Index cols, Index c0, Index c1,
               T* to) {
-  k.load_row(s, n, y, x0, cols, c0, c1, to);
+  k.maps.load_row(s, n, y, x0, cols, c0, c1, to);
 }
 template <class T, class S>
-void read_row(const Kernels<T>&, const Map<const S>& m, Index n, Index y, Index x0, Index cols, Index c0, Index c1,
+void read_row(const Kernels<T>&, const Source<T, S>& s, Index n, Index y, Index x0, Index cols, Index c0, Index c1,
               S* to) {
+  const Map<const S>& m = s.a;
   const S* from = m.data + n * m.sn + row_of(m, y) + x0 * m.sw + c0;
   for (Index x = 0; x < cols; x++, from += m.sw, to += c1 - c0) std::memcpy(to, from, (c1 - c0) * sizeof(S));
 }
@@ -160,9 +160,9 @@ Tile WinogradTiling::part(const Block& b, const Rect& region) const {
 }
 
 template <class T, class In, class V>
-void TileLoader<T, In, V>::load(const From& source, const WinogradTiling::Block& b, const Rect& readable, In* rows,
+void TileLoader<T, In, V>::load(const Source<T, In>& source, const WinogradTiling::Block& b, const Rect& readable, In* rows,
                                 V* out) const {
-  const Map<const In>& a = map_of(source);
+  const Map<const In>& a = source.a;
   const Index side = tile + 2 * halo, y0 = b.y - halo;
   const bool plain = as_it_is(source) && y0 >= readable.y0 && y0 + side <= readable.y1;
   WinogradInput<V, In> in = {};
@@ -220,8 +220,8 @@ template <class T, class In, class V> Index WinogradBlocks<T, In, V>::channels(I
 }
 
 template <class T, class In, class V>
-void WinogradBlocks<T, In, V>::load(const typename FromMap<T, In>::type& source, const WinogradTiling::Block& b,
-                                    const Rect& readable, T* scratch) const {
+void WinogradBlocks<T, In, V>::load(const Source<T, In>& source, const WinogradTiling::Block& b, const Rect& readable,
+                                    T* scratch) const {
   loader_.load(source, b, readable, reinterpret_cast<In*>(scratch), reinterpret_cast<V*>(scratch + rows_));
 }
 
@@ -284,12 +284,11 @@ Rows<S> rows_from(const Map<S>& m, const WinogradTiling::Block& b, int tile, Ind
 }
 
 template <class V, class T, class In, class Out>
-void convolve_with(const Run<T>& run, const Convolution<T, In, Out>& c) {
-  const Weights<T>& w = *c.weights;
+void convolve_with(const Run<T>& run, const Weights<T>& w, const Convolution<T, In, Out>& c) {
   const int shares = c.moments || c.norm_sums ? 1 : run.threads;
   const WinogradTiling tiling(c.region, w.tile, shares, winograd_block(w.tile, w.in), c.out.shift);
   const WinogradBlocks<T, In, V> blocks(run.kernels, w);
-  const Rect readable = grow(c.region, 1, map_of(c.source).h, map_of(c.source).w);
+  const Rect readable = grow(c.region, 1, c.source.a.h, c.source.a.w);
   const Index tasks = c.out.n * tiling.tasks();
   if (c.moments) c.moments->resize(tasks, w.out);
   if (c.norm_sums) c.norm_sums->resize(tasks, w.out);
@@ -310,8 +309,8 @@ void convolve_with(const Run<T>& run, const Convolution<T, In, Out>& c) {
     const Tile t = tiling.part(b, c.region);
     if constexpr (std::is_same<Out, T>::value) {
       const Map<const T> out = constant(c.out);
-      if (c.moments) tile_moments(run.kernels, out, t, reinterpret_cast<T*>(memory), *c.moments, task);
-      if (c.norm_sums) tile_norm_sums(run.kernels, out, c.norm, t, *c.norm_sums, task);
+      if (c.moments) tile_moments(run.kernels.maps, out, t, reinterpret_cast<T*>(memory), *c.moments, task);
+      if (c.norm_sums) tile_norm_sums(run.kernels.maps, out, c.norm, t, *c.norm_sums, task);
     } else if constexpr (std::is_same<Out, Half>::value) {
       for (Index row = t.y; row < t.y + t.rows; row++) {
         if (infinite(pixels(c.out, t.n, row, t.x).data, t.cols * w.out)) c.overflow->store(true);
@@ -322,11 +321,12 @@ void convolve_with(const Run<T>& run, const Convolution<T, In, Out>& c) {
 
 }  // namespace
 
-template <class T, class In, class Out> void winograd_convolve(const Run<T>& run, const Convolution<T, In, Out>& c) {
+template <class T, class In, class Out>
+void winograd_convolve(const Run<T>& run, const Weights<T>& w, const Convolution<T, In, Out>& c) {
   if constexpr (std::is_same<Out, Bf16>::value) {
-    convolve_with<Bf16>(run, c);
+    convolve_with<Bf16>(run, w, c);
   } else {
-    convolve_with<T>(run, c);
+    convolve_with<T>(run, w, c);
   }
 }
 
@@ -335,13 +335,13 @@ template <class T, class In, class Out> void winograd_convolve(const Run<T>& run
   template void winograd_pack(const Filter<T>&, const double*, int, Index, Index, Index, Index, T*);                \
   template void winograd_pack(const Filter<T>&, const double*, int, Index, Index, Index, Index, Bf16*);             \
   template struct TileLoader<T, T>;                                                                                 \
-  template void winograd_convolve(const Run<T>&, const Convolution<T>&);
+  template void winograd_convolve(const Run<T>&, const Weights<T>&, const Convolution<T>&);
 INSTANTIATE(float)
 INSTANTIATE(double)
-template void winograd_convolve(const Run<float>&, const Convolution<float, float, Half>&);
-template void winograd_convolve(const Run<float>&, const Convolution<float, Half, Half>&);
-template void winograd_convolve(const Run<float>&, const Convolution<float, float, Bf16>&);
-template void winograd_convolve(const Run<float>&, const Convolution<float, Bf16, Bf16>&);
+template void winograd_convolve(const Run<float>&, const Weights<float>&, const Convolution<float, float, Half>&);
+template void winograd_convolve(const Run<float>&, const Weights<float>&, const Convolution<float, Half, Half>&);
+template void winograd_convolve(const Run<float>&, const Weights<float>&, const Convolution<float, float, Bf16>&);
+template void winograd_convolve(const Run<float>&, const Weights<float>&, const Convolution<float, Bf16, Bf16>&);
 // What reconstruct.cpp takes beside.
 #define INSTANTIATE_BLOCKS(T, In, V)                                                                                \
   template class WinogradBlocks<T, In, V>;                                                                          \

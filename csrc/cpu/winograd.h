@@ -19,7 +19,8 @@ void winograd_pack(const Filter<T>& f, const double* scale, int tile, Index firs
                    Index position, V* to);
 
 // By the weights' own tiles and type of products.
-template <class T, class In, class Out> void winograd_convolve(const Run<T>& run, const Convolution<T, In, Out>& c);
+template <class T, class In, class Out>
+void winograd_convolve(const Run<T>& run, const Weights<T>& w, const Convolution<T, In, Out>& c);
 
 // The most tiles in a block of a map of `in` channels: as many as suit the second-level cache.
 Index winograd_block(Index tile, Index in);
@@ -59,8 +60,7 @@ template <class T, class In, class V = T> struct TileLoader {
   Index tile, halo;
   Index first, channels, position;
   // Pixels outside `readable` are taken as zero. rows: scratch for as many elements as rows() says.
-  using From = typename FromMap<T, In>::type;
-  void load(const From& source, const WinogradTiling::Block& b, const Rect& readable, In* rows, V* out) const;
+  void load(const Source<T, In>& source, const WinogradTiling::Block& b, const Rect& readable, In* rows, V* out) const;
   Index rows() const;
 };
 
@@ -76,8 +76,7 @@ template <class T, class In, class V = T> class WinogradBlocks {
   Index first_channel(Index group) const { return group * group_; }
   Index channels(Index group) const;
   // Transforms the input of a block; pixels outside `readable` are taken as zero.
-  void load(const typename FromMap<T, In>::type& source, const WinogradTiling::Block& b, const Rect& readable,
-            T* scratch) const;
+  void load(const Source<T, In>& source, const WinogradTiling::Block& b, const Rect& readable, T* scratch) const;
   // Products of one group. What follows the bias, and where it goes, the caller adds before `store`.
   template <class Out>
   WinogradOutput<T, Out> multiply(const WinogradTiling::Block& b, const Rect& region, Index group, T* scratch) const;

@@ -1,8 +1,9 @@
 """The ops and the network in C++ (csrc/cpu), through the extension module dblr_fast._cpu.
 
 Here tensors become addresses, sizes and strides, and results are allocated. float32 and float64 run as they
-are; float16 and bfloat16 are widened to float32 here and narrowed again on the way out. The number of threads
-is torch's (torch.get_num_threads()), and so is the pool of threads.
+are, and so do maps in bfloat16 where the CPU has AMX; elsewhere, as float16 everywhere, they are widened to
+float32 here and narrowed again on the way out. The number of threads is torch's (torch.get_num_threads()), and so
+is the pool of threads.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def _compute_dtype(t: Tensor) -> torch.dtype:
 
 def _view(t: Tensor | None):
     """What the extension takes as a tensor; see csrc/view.h."""
-    return None if t is None else (t.data_ptr(), t.dtype == torch.float64, tuple(t.shape), t.stride())
+    return None if t is None else (t.data_ptr(), t.element_size(), tuple(t.shape), t.stride())
 
 
 def _new_map(n: int, c: int, h: int, w: int, dtype: torch.dtype) -> Tensor:
@@ -62,10 +63,14 @@ def _new_map(n: int, c: int, h: int, w: int, dtype: torch.dtype) -> Tensor:
 
 
 class _Call:
-    """Widens the arguments of one op, and keeps them alive until it returns."""
+    """Widens the arguments of one op, and keeps them alive until it returns.
 
-    def __init__(self, like: Tensor):
+    compute: the dtype of the arithmetic and of all but maps; maps: that of maps.
+    """
+
+    def __init__(self, like: Tensor, keep_bf16: bool):
         self.dtype, self.compute, self.kept = like.dtype, _compute_dtype(like), []
+        self.maps = torch.bfloat16 if keep_bf16 and like.dtype == torch.bfloat16 else self.compute
 
     def keep(self, t: Tensor) -> Tensor:
         self.kept.append(t)
@@ -73,13 +78,13 @@ class _Call:
 
     def any_map(self, t: Tensor):
         """A map in any strides."""
-        return _view(self.keep(t.to(self.compute)))
+        return _view(self.keep(t.to(self.maps)))
 
     def map(self, t: Tensor | None):
         """A channels_last map; others are converted here, once."""
         if t is None:
             return None
-        return _view(self.keep(t.to(self.compute).contiguous(memory_format=torch.channels_last)))
+        return _view(self.keep(t.to(self.maps).contiguous(memory_format=torch.channels_last)))
 
     def array(self, t: Tensor | None):
         return None if t is None else _view(self.keep(t.to(self.compute).contiguous()))
@@ -89,7 +94,7 @@ class _Call:
 
     def new_map(self, like: Tensor, channels: int) -> Tensor:
         n, _, h, w = like.shape
-        return _new_map(n, channels, h, w, self.compute)
+        return _new_map(n, channels, h, w, self.maps)
 
     def new_like(self, *tensors: Tensor) -> list[Tensor]:
         """Uninitialised gradients of parameters."""
@@ -123,6 +128,9 @@ class CpuBackend:
     def at(self, precision):
         return self
 
+    def _call(self, like):
+        return _Call(like, keep_bf16=self._cpu.multiplies_maps_in_bf16())
+
     def unavailable(self, device=None):
         if self._reason is not None:
             return self._reason
@@ -135,14 +143,14 @@ class CpuBackend:
         return {"exact": None, "fast": None, "half": None, "bf16": None if self._cpu.has_bf16() else none}
 
     def stem(self, x, w1, b1, w2, b2):
-        call = _Call(x)
+        call = self._call(x)
         planar1, bias1, planar2 = planar_stem(w1, b1, w2)
         y = call.new_map(x, w2.shape[0])
         self._cpu.stem(torch.get_num_threads(), call.any_map(x), call.arrays(planar1, bias1, planar2, b2), _view(y))
         return call.out(y)
 
     def stem_backward(self, grad, x, y, w1, b1, w2, need_x):
-        call = _Call(x)
+        call = self._call(x)
         planar1, bias1, planar2 = planar_stem(w1, b1, w2)
         b2 = w2.new_empty(w2.shape[0])
         dw1, db1, dw2, db2 = d = call.new_like(planar1, bias1, planar2, b2)
@@ -155,7 +163,7 @@ class CpuBackend:
 
     def conv_bn_act(self, x, weight, bias, gamma, beta, running_mean, running_var, residual, relu, training,
                     eps, save):
-        call = _Call(x)
+        call = self._call(x)
         channels = weight.shape[0]
         y = call.new_map(x, channels)
         z = call.new_map(x, channels) if save else None
@@ -169,7 +177,7 @@ class CpuBackend:
 
     def conv_bn_act_backward(self, grad, x, weight, bias, gamma, beta, mean, var, z, relu, training, eps,
                              need_x):
-        call = _Call(x)
+        call = self._call(x)
         d = call.new_like(weight, bias, gamma, beta)
         dx = call.new_map(x, x.shape[1]) if need_x else None
         self._cpu.conv_bn_act_backward(
@@ -179,7 +187,7 @@ class CpuBackend:
         return call.out(dx), *_narrow(d, (weight, bias, gamma, beta))
 
     def residual_block(self, x, w1, b1, g1, be1, rm1, rv1, w2, b2, g2, be2, rm2, rv2, training, eps, save):
-        call = _Call(x)
+        call = self._call(x)
         middle = w1.shape[0]
         y, scratch = call.new_map(x, w2.shape[0]), call.new_map(x, middle)
         statistics = [torch.empty(c if training else 0, dtype=call.compute)
@@ -193,7 +201,7 @@ class CpuBackend:
 
     def residual_block_backward(self, grad, x, w1, b1, g1, be1, mean1, var1, z1, w2, b2, g2, be2, mean2, var2,
                                 z2, training, eps, need_x):
-        call = _Call(x)
+        call = self._call(x)
         parameters = (w1, b1, g1, be1, w2, b2, g2, be2)
         d = call.new_like(*parameters)
         scratch = [call.new_map(x, w.shape[0]) for w in (w1, w2, w1)]
@@ -205,7 +213,7 @@ class CpuBackend:
         return call.out(dx), *_narrow(d, parameters)
 
     def reconstruct(self, x, w1, b1, w2, b2, w3, b3, save):
-        call = _Call(x)
+        call = self._call(x)
         n, _, h, w = x.shape
         y = torch.empty((n, 1, h, w), dtype=call.compute)
         taps = torch.empty((n, 9, h, w), dtype=call.compute)
@@ -216,7 +224,7 @@ class CpuBackend:
         return call.out(y), *kept
 
     def reconstruct_backward(self, grad, x, h1, h2, w1, w2, w3, need_x):
-        call = _Call(x)
+        call = self._call(x)
         d = [t for w in (w1, w2, w3) for t in call.new_like(w, w.new_empty(w.shape[0]))]
         dx = call.new_map(x, x.shape[1]) if need_x else None
         self._cpu.reconstruct_backward(
@@ -240,7 +248,7 @@ class CpuNetwork:
     """A folded network in C++; see backends.protocol.Network. May be called from several threads at once."""
 
     def __init__(self, cpu, folded: FoldedNetwork, precision: str):
-        call = _Call(folded.tail[0].new_empty(0, dtype=torch.float32))
+        call = _Call(folded.tail[0].new_empty(0, dtype=torch.float32), keep_bf16=False)
         w1, b1, w2, b2 = folded.stem
         planar1, bias1, planar2 = planar_stem(w1, b1, w2)
         self._network = cpu.Network(

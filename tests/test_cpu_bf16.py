@@ -1,0 +1,84 @@
+"""Ops with maps and products in bf16, on AMX and on its model: outputs and all gradients against eager torch in bf16."""
+
+import pytest
+import torch
+from cpu_cases import OPS, inputs, ours, reference
+from test_cpu_kernels import (BACKEND, CASES, ISAS, LAYOUTS, NORMED, name_of, poisoned_memory,  # noqa: F401
+                              threads_as_before, used)
+from tolerance import ORDERS, assert_close_as_eager
+
+from dblr_fast import _cpu
+
+# The stem in 3-D becomes the one in 2-D in Python, and torch's own gradient of it in bf16 is broken: see planar.py.
+BF16_OPS = [op for op in OPS if op != "stem_3d"]
+BF16_CASES = [case for case in CASES if case[0] in BF16_OPS]
+# Wider and higher than a task, and than a band of the weight gradient.
+BF16_CASES += [(op, "odd", 1, h, w, op in NORMED) for op in BF16_OPS for h, w in ((11, 300), (130, 3))]
+
+
+@pytest.fixture(params=[name for name in ISAS if name.startswith("amx")])
+def amx(request):
+    yield from used(request.param)
+
+
+@pytest.mark.parametrize("case", BF16_CASES, ids=name_of)
+def test_errs_as_eager_bf16(amx, case):
+    exact = reference(case, torch.float64)
+    eager = [reference(case, torch.bfloat16, order) for order in ORDERS]
+    results, output = ours(BACKEND, case, torch.bfloat16), ours(BACKEND, case, torch.bfloat16, save=False)
+    assert results["y"].dtype == torch.bfloat16 and output["y"].dtype == torch.bfloat16
+    for name, value in (*results.items(), *output.items()):
+        assert_close_as_eager(f"{name_of(case)} {name}", value.bfloat16(), [e[name] for e in eager], exact[name])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("op", BF16_OPS)
+def test_any_strides_give_the_same_bits(amx, op, layout):
+    case = (op, "odd", 3, 9, 11, op in NORMED)
+    plain = ours(BACKEND, case, torch.bfloat16)
+    other = ours(BACKEND, case, torch.bfloat16, layout=LAYOUTS[layout])
+    for name in plain:
+        assert torch.equal(plain[name], other[name]), name
+    assert other["y"].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("widths", ("real", "odd"))
+@pytest.mark.parametrize("op", BF16_OPS)
+def test_same_bits_for_any_number_of_threads_and_every_run(amx, op, widths):
+    case = (op, widths, 3, 37, 53, op in NORMED)
+    runs = []
+    for threads in (1, 3, 1):
+        torch.set_num_threads(threads)
+        runs.append(ours(BACKEND, case, torch.bfloat16))
+    for other in runs[1:]:
+        for name in runs[0]:
+            assert torch.equal(runs[0][name], other[name]), name
+
+
+@pytest.mark.parametrize("op", BF16_OPS)
+def test_input_gradient_is_optional(amx, op):
+    case = (op, "odd", 2, 9, 11, op in NORMED)
+    full, part = ours(BACKEND, case, torch.bfloat16), ours(BACKEND, case, torch.bfloat16, need_x=False)
+    assert part.pop("dx") is None
+    for name in part:
+        assert torch.equal(part[name], full[name]), name
+
+
+def test_nan_passes_through(amx):
+    tensors, running, _ = ([t.bfloat16() for t in part] if isinstance(part, tuple) else part
+                           for part in inputs("conv_relu_residual", "real", 1, 5, 37, False))
+    tensors[0][0, 0, 2, 3] = torch.nan
+    y = BACKEND.conv_bn_act(*tensors[:5], *running, tensors[5], True, False, 1e-5, False)[0]
+    assert y[:, :, 1:4, 2:5].isnan().all() and y[:, :, :, 5:].isfinite().all()
+
+
+def test_other_types_are_as_without(amx):
+    """float32 and float16 compute in float32 where there is AMX too."""
+    case = ("block", "real", 1, 9, 11, True)
+    for dtype in (torch.float32, torch.float16):
+        with_amx = ours(BACKEND, case, dtype)
+        _cpu.set_isa("avx512" if amx == "amx" else "avx512_model")
+        without = ours(BACKEND, case, dtype)
+        _cpu.set_isa(amx)
+        for name in without:
+            assert torch.equal(with_amx[name], without[name]), name

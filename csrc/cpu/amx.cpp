@@ -38,7 +38,8 @@ struct AmxTiling {
   }
   Index tasks() const { return down * pieces; }
   Tile tile(Index task) const {
-    const Index n = task / tasks(), y = region.y0 + task % tasks() / pieces * rows, x = region.x0 + task % pieces * most;
+    const Index n = task / tasks(), down_at = task % tasks() / pieces, across_at = task % pieces;
+    const Index y = region.y0 + down_at * rows, x = region.x0 + across_at * most;
     return {n, y, x, std::min(rows, region.y1 - y), std::min(most, region.x1 - x)};
   }
   Rect region;
@@ -275,7 +276,7 @@ void convolve(const Run<float>& run, const AmxWeights& w, const Convolution<floa
     series.finish();
     const Map<const Bf16> out = constant(c.out);
     if (c.moments) tile_moments(w.kernels.maps, out, t, reinterpret_cast<float*>(scratch), *c.moments, task);
-    if (c.norm_sums) tile_norm_sums(w.kernels.maps, out, c.norm, t, *c.norm_sums, task);
+    if (c.norm_sums) tile_norm_sums(w.kernels.maps, c.norm, t, *c.norm_sums, task);
   });
 }
 

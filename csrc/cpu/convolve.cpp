@@ -133,7 +133,7 @@ template <class T> void convolve(const Run<T>& run, const Weights<T>& w, const C
     }
     const Map<const T> out = constant(c.out);
     if (c.moments) tile_moments(run.kernels.maps, out, t, in + packed, *c.moments, task);
-    if (c.norm_sums) tile_norm_sums(run.kernels.maps, out, c.norm, t, *c.norm_sums, task);
+    if (c.norm_sums) tile_norm_sums(run.kernels.maps, c.norm, t, *c.norm_sums, task);
   });
 }
 

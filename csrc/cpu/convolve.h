@@ -94,7 +94,8 @@ template <class T, class In = T, class Out = T> struct Convolution {
   std::atomic<bool>* overflow = nullptr;  // set when a value does not fit into Out; Half alone
   // Mean and M2 (sum of squared deviations from it) of each channel over each tile of the output.
   TileSums* moments = nullptr;
-  // Sums of the output for the batch norm whose gradient it is; norm.b is that batch norm's input.
+  // Sums for the gradient of a batch norm: norm.b is its input and norm.a the gradient to its output, one of which is
+  // `out`.
   TileSums* norm_sums = nullptr;
   Source<T, Out> norm = {};
 };

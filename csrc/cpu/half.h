@@ -77,8 +77,13 @@ DBLR_INLINE void narrow(Half* p, typename NativeOf<float>::type v) {
 typedef std::uint32_t NativeBits __attribute__((vector_size(DBLR_NATIVE)));
 typedef std::uint16_t NarrowBits __attribute__((vector_size(DBLR_NATIVE / 2)));
 DBLR_INLINE typename NativeOf<float>::type widen(const Bf16* p) {
+#if DBLR_NATIVE == 64  // GCC would go by halves
+  const __m512i words = _mm512_maskz_cvtepu16_epi32(0xffff, fetch<__m256i>(p));
+  return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(0xffff, words, 16));
+#else
   const NativeBits bits = __builtin_convertvector(fetch<NarrowBits>(p), NativeBits) << 16;
   return fetch<typename NativeOf<float>::type>(&bits);
+#endif
 }
 #if defined(__AVX512BF16__)
 DBLR_INLINE void narrow(Bf16* p, __m512 v) { store(p, _mm512_cvtneps_pbh(v)); }

@@ -93,8 +93,8 @@ void tile_moments(const MapKernels<T, S>& k, const Map<const S>& z, const Tile& 
 }
 
 template <class T, class S>
-void tile_norm_sums(const MapKernels<T, S>& k, const Map<const S>& grad, const Source<T, S>& norm, const Tile& t,
-                    TileSums& sums, Index at) {
+void tile_norm_sums(const MapKernels<T, S>& k, const Source<T, S>& norm, const Tile& t, TileSums& sums, Index at) {
+  const Map<const S>& grad = norm.a;
   Sums<T, S> s = {};
   s.a = pixels(grad, t.n, t.y, t.x);
   s.b = pixels(norm.b, t.n, t.y, t.x);
@@ -133,7 +133,7 @@ template <class T, class S> void norm_sums(const Run<T>& run, const Source<T, S>
   const Index tasks = grad.n * tiling.tiles();
   sums.resize(tasks, grad.c);
   parallel(run.threads, tasks, 0, [&](Index task, char*) {
-    tile_norm_sums(maps_of<S>(run), grad, norm, tile_at(tiling, whole(grad.h, grad.w), task), sums, task);
+    tile_norm_sums(maps_of<S>(run), norm, tile_at(tiling, whole(grad.h, grad.w), task), sums, task);
   });
 }
 
@@ -155,8 +155,7 @@ INSTANTIATE(float)
 INSTANTIATE(double)
 #define INSTANTIATE_MAPS(T, S)                                                                                        \
   template void tile_moments(const MapKernels<T, S>&, const Map<const S>&, const Tile&, T*, TileSums&, Index);        \
-  template void tile_norm_sums(const MapKernels<T, S>&, const Map<const S>&, const Source<T, S>&, const Tile&,        \
-                               TileSums&, Index);                                                                     \
+  template void tile_norm_sums(const MapKernels<T, S>&, const Source<T, S>&, const Tile&, TileSums&, Index);          \
   template void norm_sums(const Run<T>&, const Source<T, S>&, TileSums&);                                             \
   template void normalise(const Run<T>&, const Norm<T>&, Map<const S>, bool, Map<const S>, Map<S>);
 INSTANTIATE_MAPS(float, float)

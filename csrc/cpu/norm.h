@@ -42,8 +42,7 @@ template <class T, class S>
 void tile_moments(const MapKernels<T, S>& k, const Map<const S>& z, const Tile& t, T* scratch, TileSums& sums,
                   Index at);
 template <class T, class S>
-void tile_norm_sums(const MapKernels<T, S>& k, const Map<const S>& grad, const Source<T, S>& norm, const Tile& t,
-                    TileSums& sums, Index at);
+void tile_norm_sums(const MapKernels<T, S>& k, const Source<T, S>& norm, const Tile& t, TileSums& sums, Index at);
 
 // Mean and biased variance of all tiles, merged in order (Chan et al.) in double.
 template <class T> void merge_moments(const TileSums& sums, Index channels, T* mean, T* var);

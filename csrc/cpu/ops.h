@@ -1,6 +1,6 @@
 // The ops of dblr_fast on the CPU. Maps that an op writes, and all but the x it reads, have unit channel stride.
-// T: the type of the arithmetic, parameters and gradients of parameters; S: that in which maps are kept. It is T, or Bf16
-// with AMX: then convolutions multiply in bf16 too.
+// T: the type of the arithmetic, of parameters and of their gradients; S: that in which maps are kept. It is T, or Bf16
+// where there is AMX: then convolutions multiply in bf16 too.
 #pragma once
 
 #include <array>

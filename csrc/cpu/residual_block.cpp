@@ -48,18 +48,17 @@ void residual_block_backward(int threads, Map<const S> grad, Map<const S> x, con
   TileSums sums;
   Norm<T> norm1(first.norm, z1.c), norm2(second.norm, z2.c);
 
-  // Forward again, to the same bits.
-  const auto again = [&](const Source<T, S>& source, const T* weight, const Map<S>& out) {
-    Convolution<T, S, S> c;
-    c.source = source;
-    c.region = whole(x.h, x.w);
-    c.out = out;
-    convolve(run, layer_weights<S>(run, forward_filter(weight, out.c, source.a.c)), c);
-  };
-  again(copy_of<T>(x), first.weight, scratch_maps[0]);
-  again(norm1.normalised(z1), second.weight, scratch_maps[1]);
-
-  norm_sums(run, norm2.gradient(grad, z2, false), sums);
+  // Forward again, to the same bits, and the sums over the second convolution's output while it is in cache.
+  Convolution<T, S, S> again;
+  again.source = copy_of<T>(x);
+  again.region = whole(x.h, x.w);
+  again.out = scratch_maps[0];
+  convolve(run, layer_weights<S>(run, forward_filter(first.weight, z1.c, x.c)), again);
+  again.source = norm1.normalised(z1);
+  again.out = scratch_maps[1];
+  again.norm_sums = &sums;
+  again.norm = norm2.gradient(grad, z2, false);
+  convolve(run, layer_weights<S>(run, forward_filter(second.weight, z2.c, z1.c)), again);
   norm2.set_gradient(second.norm, sums, training, d2.bias, d2.gamma, d2.beta);
   const Source<T, S> dz2 = norm2.gradient(grad, z2, false);
   Convolution<T, S, S> c;

@@ -160,8 +160,8 @@ Tile WinogradTiling::part(const Block& b, const Rect& region) const {
 }
 
 template <class T, class In, class V>
-void TileLoader<T, In, V>::load(const Source<T, In>& source, const WinogradTiling::Block& b, const Rect& readable, In* rows,
-                                V* out) const {
+void TileLoader<T, In, V>::load(const Source<T, In>& source, const WinogradTiling::Block& b, const Rect& readable,
+                                In* rows, V* out) const {
   const Map<const In>& a = source.a;
   const Index side = tile + 2 * halo, y0 = b.y - halo;
   const bool plain = as_it_is(source) && y0 >= readable.y0 && y0 + side <= readable.y1;
@@ -310,7 +310,7 @@ void convolve_with(const Run<T>& run, const Weights<T>& w, const Convolution<T, 
     if constexpr (std::is_same<Out, T>::value) {
       const Map<const T> out = constant(c.out);
       if (c.moments) tile_moments(run.kernels.maps, out, t, reinterpret_cast<T*>(memory), *c.moments, task);
-      if (c.norm_sums) tile_norm_sums(run.kernels.maps, out, c.norm, t, *c.norm_sums, task);
+      if (c.norm_sums) tile_norm_sums(run.kernels.maps, c.norm, t, *c.norm_sums, task);
     } else if constexpr (std::is_same<Out, Half>::value) {
       for (Index row = t.y; row < t.y + t.rows; row++) {
         if (infinite(pixels(c.out, t.n, row, t.x).data, t.cols * w.out)) c.overflow->store(true);

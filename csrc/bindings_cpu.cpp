@@ -57,9 +57,9 @@ void bind_conv_bn_act(py::module_& m) {
             const auto ys = map<S>(y, "y", {xs.n, -1, xs.h, xs.w});
             const std::array<Index, 4> like = {ys.n, ys.c, ys.h, ys.w};
             conv_bn_act<T, S>(threads, xs, conv_norm<T>(conv, ys.c, xs.c, eps, training, true),
-                           optional_map<const S>(residual, "residual", like), ys, optional_map<S>(z, "z", like),
-                           statistic<T>(mean, "mean", ys.c, training), statistic<T>(var, "var", ys.c, training), relu,
-                           training);
+                              optional_map<const S>(residual, "residual", like), ys, optional_map<S>(z, "z", like),
+                              statistic<T>(mean, "mean", ys.c, training), statistic<T>(var, "var", ys.c, training),
+                              relu, training);
           });
         },
         py::call_guard<py::gil_scoped_release>());
@@ -72,9 +72,9 @@ void bind_conv_bn_act(py::module_& m) {
             const auto xs = any_map<const S>(x, "x");
             const auto zs = map<const S>(z, "z", {xs.n, -1, xs.h, xs.w});
             conv_bn_act_backward<T, S>(threads, map<const S>(grad, "grad", {zs.n, zs.c, zs.h, zs.w}), xs,
-                                    conv_norm<T>(conv, zs.c, xs.c, eps, training, false), zs,
-                                    optional_map<S>(dx, "dx", {xs.n, xs.c, xs.h, xs.w}),
-                                    conv_norm_gradient<T>(d, zs.c, xs.c), relu, training);
+                                       conv_norm<T>(conv, zs.c, xs.c, eps, training, false), zs,
+                                       optional_map<S>(dx, "dx", {xs.n, xs.c, xs.h, xs.w}),
+                                       conv_norm_gradient<T>(d, zs.c, xs.c), relu, training);
           });
         },
         py::call_guard<py::gil_scoped_release>());
@@ -91,12 +91,12 @@ void bind_residual_block(py::module_& m) {
             const auto mid = map<S>(middle, "middle", {xs.n, -1, xs.h, xs.w});
             const std::array<Index, 4> like = {xs.n, xs.c, xs.h, xs.w};
             residual_block<T, S>(threads, xs, conv_norm<T>(first, mid.c, xs.c, eps, training, true),
-                              conv_norm<T>(second, xs.c, mid.c, eps, training, true), map<S>(y, "y", like), mid,
-                              gradient,
-                              statistic<T>(statistics[0], "mean1", mid.c, training),
-                              statistic<T>(statistics[1], "var1", mid.c, training),
-                              statistic<T>(statistics[2], "mean2", xs.c, training),
-                              statistic<T>(statistics[3], "var2", xs.c, training), training);
+                                 conv_norm<T>(second, xs.c, mid.c, eps, training, true), map<S>(y, "y", like), mid,
+                                 gradient,
+                                 statistic<T>(statistics[0], "mean1", mid.c, training),
+                                 statistic<T>(statistics[1], "var1", mid.c, training),
+                                 statistic<T>(statistics[2], "mean2", xs.c, training),
+                                 statistic<T>(statistics[3], "var2", xs.c, training), training);
           });
         },
         py::call_guard<py::gil_scoped_release>());
@@ -111,12 +111,12 @@ void bind_residual_block(py::module_& m) {
             const auto zs = map<S>(scratch[0], "scratch", {xs.n, -1, xs.h, xs.w});
             const std::array<Index, 4> like = {xs.n, xs.c, xs.h, xs.w};
             residual_block_backward<T, S>(threads, map<const S>(grad, "grad", like), xs,
-                                       conv_norm<T>(first, zs.c, xs.c, eps, training, false),
-                                       conv_norm<T>(second, xs.c, zs.c, eps, training, false),
-                                       {zs, map<S>(scratch[1], "scratch", like),
-                                        map<S>(scratch[2], "scratch", {zs.n, zs.c, zs.h, zs.w})},
-                                       optional_map<S>(dx, "dx", like), conv_norm_gradient<T>(d1, zs.c, xs.c),
-                                       conv_norm_gradient<T>(d2, xs.c, zs.c), training);
+                                          conv_norm<T>(first, zs.c, xs.c, eps, training, false),
+                                          conv_norm<T>(second, xs.c, zs.c, eps, training, false),
+                                          {zs, map<S>(scratch[1], "scratch", like),
+                                           map<S>(scratch[2], "scratch", {zs.n, zs.c, zs.h, zs.w})},
+                                          optional_map<S>(dx, "dx", like), conv_norm_gradient<T>(d1, zs.c, xs.c),
+                                          conv_norm_gradient<T>(d2, xs.c, zs.c), training);
           });
         },
         py::call_guard<py::gil_scoped_release>());
@@ -153,9 +153,9 @@ void bind_stem(py::module_& m) {
             const ConvPair<T> p = conv_pair<T>(weights, xs.c);
             const std::array<Index, 4> like = {xs.n, p.out, xs.h, xs.w};
             stem_backward<T, S>(threads, map<const S>(grad, "grad", like), xs, map<const S>(y, "y", like), p,
-                             optional_map<S>(dx, "dx", {xs.n, xs.c, xs.h, xs.w}),
-                             array<T>(d[0], "dw1", {p.middle, p.in, 3, 3}), array<T>(d[1], "db1", {p.middle}),
-                             array<T>(d[2], "dw2", {p.out, p.middle, 3, 3}), array<T>(d[3], "db2", {p.out}));
+                                optional_map<S>(dx, "dx", {xs.n, xs.c, xs.h, xs.w}),
+                                array<T>(d[0], "dw1", {p.middle, p.in, 3, 3}), array<T>(d[1], "db1", {p.middle}),
+                                array<T>(d[2], "dw2", {p.out, p.middle, 3, 3}), array<T>(d[3], "db2", {p.out}));
           });
         },
         py::call_guard<py::gil_scoped_release>());
@@ -179,9 +179,9 @@ void bind_reconstruct(py::module_& m) {
             const auto second = layer_weights<S>(run, forward_filter(p.w2, p.out, p.middle), p.b2);
             const WeightsFor<T, S> last = tap_weights<S>(run, array<T>(w3, "w3", {1, p.out, 3, 3}), p.out);
             reconstruct<T, S>(run, xs, {&first, &second, &last, *array<T>(b3, "b3", {1})}, whole(xs.h, xs.w),
-                           planes<T>(taps, xs.n, xs.h, xs.w), map<T>(y, "y", {xs.n, 1, xs.h, xs.w}),
-                           optional_map<S>(h1, "h1", {xs.n, p.middle, xs.h, xs.w}),
-                           optional_map<S>(h2, "h2", {xs.n, p.out, xs.h, xs.w}));
+                              planes<T>(taps, xs.n, xs.h, xs.w), map<T>(y, "y", {xs.n, 1, xs.h, xs.w}),
+                              optional_map<S>(h1, "h1", {xs.n, p.middle, xs.h, xs.w}),
+                              optional_map<S>(h2, "h2", {xs.n, p.out, xs.h, xs.w}));
           });
         },
         py::call_guard<py::gil_scoped_release>());

@@ -139,6 +139,11 @@ def gradient_names(op):
     return ("dx", "dw", "db", "dg", "dbe") + (("dresidual",) if op == "conv_relu_residual" else ())
 
 
+def assert_same_bits(results, other):
+    for name in results:
+        assert torch.equal(results[name], other[name]), name
+
+
 def ours(backend, case, dtype=torch.float32, layout=lambda t: t, need_x=True, save=True):
     """The same from the backend's own functions; without `save` the output alone."""
     tensors, running, grad = ([t.to(dtype) for t in part] if isinstance(part, tuple) else part.to(dtype)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cpu_cases import OPS, inputs, ours, reference
+from cpu_cases import OPS, assert_same_bits, inputs, ours, reference
 from test_cpu_kernels import (BACKEND, CASES, ISAS, LAYOUTS, NORMED, name_of, poisoned_memory,  # noqa: F401
                               threads_as_before, used)
 from tolerance import ORDERS, assert_close_as_eager
@@ -37,8 +37,7 @@ def test_any_strides_give_the_same_bits(amx, op, layout):
     case = (op, "odd", 3, 9, 11, op in NORMED)
     plain = ours(BACKEND, case, torch.bfloat16)
     other = ours(BACKEND, case, torch.bfloat16, layout=LAYOUTS[layout])
-    for name in plain:
-        assert torch.equal(plain[name], other[name]), name
+    assert_same_bits(plain, other)
     assert other["y"].is_contiguous(memory_format=torch.channels_last)
 
 
@@ -51,8 +50,7 @@ def test_same_bits_for_any_number_of_threads_and_every_run(amx, op, widths):
         torch.set_num_threads(threads)
         runs.append(ours(BACKEND, case, torch.bfloat16))
     for other in runs[1:]:
-        for name in runs[0]:
-            assert torch.equal(runs[0][name], other[name]), name
+        assert_same_bits(runs[0], other)
 
 
 @pytest.mark.parametrize("op", BF16_OPS)
@@ -60,8 +58,7 @@ def test_input_gradient_is_optional(amx, op):
     case = (op, "odd", 2, 9, 11, op in NORMED)
     full, part = ours(BACKEND, case, torch.bfloat16), ours(BACKEND, case, torch.bfloat16, need_x=False)
     assert part.pop("dx") is None
-    for name in part:
-        assert torch.equal(part[name], full[name]), name
+    assert_same_bits(part, full)
 
 
 def test_nan_passes_through(amx):
@@ -80,5 +77,4 @@ def test_other_types_are_as_without(amx):
         _cpu.set_isa("avx512" if amx == "amx" else "avx512_model")
         without = ours(BACKEND, case, dtype)
         _cpu.set_isa(amx)
-        for name in without:
-            assert torch.equal(with_amx[name], without[name]), name
+        assert_same_bits(without, with_amx)

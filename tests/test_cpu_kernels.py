@@ -9,7 +9,7 @@ import threading
 import cpu_cases
 import pytest
 import torch
-from cpu_cases import OPS, eager, inputs, ours, reference, winograd_layers
+from cpu_cases import OPS, assert_same_bits, eager, inputs, ours, reference, winograd_layers
 from tolerance import assert_close_as_eager
 
 from dblr_fast import _cpu
@@ -116,8 +116,7 @@ LAYOUTS = {
 def test_any_strides_give_the_same_bits(isa, op, layout):
     case = (op, "odd", 3, 9, 11, op in NORMED)
     plain, other = ours(BACKEND, case), ours(BACKEND, case, layout=LAYOUTS[layout])
-    for name in plain:
-        assert torch.equal(plain[name], other[name]), name
+    assert_same_bits(plain, other)
     assert other["y"].is_contiguous(memory_format=torch.channels_last)
 
 
@@ -139,8 +138,7 @@ def test_same_bits_for_any_number_of_threads_and_every_run(isa, op):
         torch.set_num_threads(threads)
         runs.append(ours(BACKEND, case))
     for other in runs[1:]:
-        for name in runs[0]:
-            assert torch.equal(runs[0][name], other[name]), name
+        assert_same_bits(runs[0], other)
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -150,8 +148,7 @@ def test_inputs_are_left_alone_and_input_gradient_is_optional(isa, op):
     before = copy.deepcopy((tensors, running, grad))
     full, part = ours(BACKEND, case), ours(BACKEND, case, need_x=False)
     assert part.pop("dx") is None
-    for name in part:
-        assert torch.equal(part[name], full[name]), name
+    assert_same_bits(part, full)
     for a, b in zip((*tensors, *running, grad), (*before[0], *before[1], before[2])):
         assert torch.equal(a, b)
 

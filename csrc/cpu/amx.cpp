@@ -50,19 +50,28 @@ template <class S> bool in_place(const Source<float, S>& s, Index pixel) {
   return std::is_same<S, Bf16>::value && s.load == Load::copy && s.a.sc == 1 && s.a.sw == pixel;
 }
 
+// Of columns x0 <= x < x0 + cols of a row those that can be read: load(begin, end) fills them, from x0 on. Zeros
+// elsewhere.
+template <class F>
+void load_readable(const Rect& readable, Index y, Index x0, Index cols, Index pixel, Bf16* to, const F& load) {
+  const bool inside = y >= readable.y0 && y < readable.y1;
+  const Index begin = inside ? std::clamp(readable.x0 - x0, Index(0), cols) : cols;
+  const Index end = std::clamp(readable.x1 - x0, begin, cols);
+  std::memset(to, 0, begin * pixel * sizeof(Bf16));
+  std::memset(to + end * pixel, 0, (cols - end) * pixel * sizeof(Bf16));
+  if (begin < end) load(begin, end);
+}
+
 void load_row(const AmxKernels& k, const Source<float, Bf16>& s, const Rect& readable, Index n, Index y, Index x0,
               Index cols, Index pixel, Bf16* to) {
   amx_load_row(k, s, readable, n, y, x0, cols, 0, s.a.c, pixel, to);
 }
 void load_row(const AmxKernels& k, const Source<float>& s, const Rect& readable, Index n, Index y, Index x0, Index cols,
               Index pixel, Bf16* to) {
-  const bool inside = y >= readable.y0 && y < readable.y1;
-  const Index begin = inside ? std::clamp(readable.x0 - x0, Index(0), cols) : cols;
-  const Index end = std::clamp(readable.x1 - x0, begin, cols);
-  std::memset(to, 0, begin * pixel * sizeof(Bf16));
-  std::memset(to + end * pixel, 0, (cols - end) * pixel * sizeof(Bf16));
-  if (begin == end) return;
-  k.narrow(s.a.data + n * s.a.sn + row_of(s.a, y) + (x0 + begin) * pixel, to + begin * pixel, (end - begin) * pixel);
+  load_readable(readable, y, x0, cols, pixel, to, [&](Index begin, Index end) {
+    const float* const from = s.a.data + n * s.a.sn + row_of(s.a, y) + (x0 + begin) * pixel;
+    k.narrow(from, to + begin * pixel, (end - begin) * pixel);
+  });
 }
 
 // The input of a task: where each row lies from the pixel left of 16 outputs on, as it is in the map where all that is
@@ -228,18 +237,15 @@ AmxWeights::AmxWeights(const AmxKernels& kernels, int threads, const Filter<floa
 
 void amx_load_row(const AmxKernels& k, const Source<float, Bf16>& source, const Rect& readable, Index n, Index y,
                   Index x0, Index cols, Index c0, Index c1, Index pixel, Bf16* to) {
-  const bool inside = y >= readable.y0 && y < readable.y1;
-  const Index begin = inside ? std::clamp(readable.x0 - x0, Index(0), cols) : cols, channels = c1 - c0;
-  const Index end = std::clamp(readable.x1 - x0, begin, cols);
-  std::memset(to, 0, begin * pixel * sizeof(Bf16));
-  std::memset(to + end * pixel, 0, (cols - end) * pixel * sizeof(Bf16));
-  if (begin == end) return;
-  k.maps.load_row(source, n, y, x0 + begin, end - begin, c0, c1, to + begin * pixel);
-  if (channels == pixel) return;
-  for (Index x = end - 1; x >= begin; x--) {  // from the last on, each to its place behind
-    std::memmove(to + x * pixel, to + begin * pixel + (x - begin) * channels, channels * sizeof(Bf16));
-    std::memset(to + x * pixel + channels, 0, (pixel - channels) * sizeof(Bf16));
-  }
+  load_readable(readable, y, x0, cols, pixel, to, [&](Index begin, Index end) {
+    const Index channels = c1 - c0;
+    k.maps.load_row(source, n, y, x0 + begin, end - begin, c0, c1, to + begin * pixel);
+    if (channels == pixel) return;
+    for (Index x = end - 1; x >= begin; x--) {  // from the last on, each to its place behind
+      std::memmove(to + x * pixel, to + begin * pixel + (x - begin) * channels, channels * sizeof(Bf16));
+      std::memset(to + x * pixel + channels, 0, (pixel - channels) * sizeof(Bf16));
+    }
+  });
 }
 
 template <class In>
@@ -249,13 +255,13 @@ void convolve(const Run<float>& run, const AmxWeights& w, const Convolution<floa
   const bool packed = !in_place(c.source, w.pixel);
   const AmxTiling tiling(c.region, sums ? 1 : run.threads, sums || packed ? kPacked : kInPlace);
   const Rect readable = grow(c.region, 1, c.source.a.h, c.source.a.w);
-  const Index tasks = c.out.n * tiling.tasks(), means = w.out * sizeof(float) / sizeof(Bf16);
+  const Index tasks = c.out.n * tiling.tasks();
   if (c.moments) c.moments->resize(tasks, w.out);
   if (c.norm_sums) c.norm_sums->resize(tasks, w.out);
-  const Index size = AmxRows<In>::scratch(w.pixel, tiling, !packed) + means;
-  parallel(run.threads, tasks, size * sizeof(Bf16), [&](Index task, char* scratch) {
+  const std::size_t size = AmxRows<In>::scratch(w.pixel, tiling, !packed) * sizeof(Bf16);  // then means of channels
+  parallel(run.threads, tasks, size + w.out * sizeof(float), [&](Index task, char* scratch) {
     const Tile t = tiling.tile(task);
-    const AmxRows<In> rows(w, c.source, readable, t, reinterpret_cast<Bf16*>(scratch) + means);
+    const AmxRows<In> rows(w, c.source, readable, t, reinterpret_cast<Bf16*>(scratch));
     const RowsOf<Bf16> to(c.out, t);
     const RowsOf<const Bf16> add[2] = {{c.add[0], t}, {c.add[1], t}}, mask(c.mask, t);
     AmxSeries series(w.kernels);
@@ -275,7 +281,7 @@ void convolve(const Run<float>& run, const AmxWeights& w, const Convolution<floa
     });
     series.finish();
     const Map<const Bf16> out = constant(c.out);
-    if (c.moments) tile_moments(w.kernels.maps, out, t, reinterpret_cast<float*>(scratch), *c.moments, task);
+    if (c.moments) tile_moments(w.kernels.maps, out, t, reinterpret_cast<float*>(scratch + size), *c.moments, task);
     if (c.norm_sums) tile_norm_sums(w.kernels.maps, c.norm, t, *c.norm_sums, task);
   });
 }

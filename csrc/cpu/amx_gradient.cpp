@@ -19,12 +19,11 @@ constexpr Index kRange = 128;
 // Tasks are (group of bands) x (range of channels in) x (range out). The groups are added up in order.
 constexpr Index kTasks = 16, kParts = 2;
 
-struct Ranges {
-  explicit Ranges(Index channels) : channels(channels), count(divide_up(channels, kRange)) {}
-  Index channels, count;
-  Index size(Index i) const { return std::min(kRange, channels - i * kRange); }
+// Tiles: times 16 channels.
+struct Ranges : ChannelRanges {
+  explicit Ranges(Index channels) : ChannelRanges(channels, kRange) {}
   Index tiles(Index i) const { return divide_up(size(i), kChannels); }
-  Index most() const { return divide_up(std::min(kRange, channels), kChannels); }  // tiles
+  Index most_tiles() const { return tiles(0); }
 };
 
 // One task's memory.
@@ -107,10 +106,11 @@ void weight_gradient(const Run<float>& run, const WeightGradient<float, Bf16>& g
   const Index cols = divide_up(divide_up(g.region.w(), across), kStep) * kStep;
   const Index bands = g.dz.a.n * across * down, ranges = in.count * out.count;
   const Index parts = std::min(bands, std::max(kParts, kTasks / ranges));
-  const Index size = in.most() * out.most() * kTaps * kSums;  // of a task
+  const Index size = in.most_tiles() * out.most_tiles() * kTaps * kSums;  // of a task
   Buffer<float> sums(parts * ranges * size);
 
-  parallel(run.threads, parts * ranges, Scratch::bytes(in.most(), out.most()), [&](Index task, char* memory) {
+  const std::size_t bytes = Scratch::bytes(in.most_tiles(), out.most_tiles());
+  parallel(run.threads, parts * ranges, bytes, [&](Index task, char* memory) {
     const Index part = task / ranges, i = task / out.count % in.count, o = task % out.count;
     const Scratch scratch(reinterpret_cast<Bf16*>(memory), in.tiles(i), out.tiles(o));
     float* const to = sums.data() + task * size;

@@ -1,6 +1,8 @@
 // Gradient of a 3x3 convolution's weights (and bias): sums over all pixels of products of input and gradient.
 #pragma once
 
+#include <algorithm>
+
 #include "convolve.h"
 
 namespace dblr {
@@ -13,6 +15,13 @@ template <class T, class S = T> struct WeightGradient {
   bool flip = false;
   bool add = false;     // to what dw and dbias hold
   T* dbias = nullptr;   // null: not wanted
+};
+
+// Channels in ranges of `most`, each summed by a task of its own.
+struct ChannelRanges {
+  ChannelRanges(Index channels, Index most) : channels(channels), most(most), count(divide_up(channels, most)) {}
+  Index channels, most, count;
+  Index size(Index i) const { return std::min(most, channels - i * most); }
 };
 
 template <class T> void weight_gradient(const Run<T>& run, const WeightGradient<T>& g);

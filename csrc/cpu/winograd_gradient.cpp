@@ -14,12 +14,6 @@ constexpr Index kRange = 64;
 // and at least kParts groups, to keep sums short. As in the direct kernels the groups are added up in order.
 constexpr Index kTasks = 16, kParts = 2;
 
-struct Ranges {
-  explicit Ranges(Index channels) : channels(channels), count(divide_up(channels, kRange)) {}
-  Index channels, count;
-  Index size(Index i) const { return std::min(kRange, channels - i * kRange); }
-};
-
 }  // namespace
 
 template <class T> bool winograd_suits_gradient(const Kernels<T>& k, const WeightGradient<T>& g) {
@@ -29,7 +23,7 @@ template <class T> bool winograd_suits_gradient(const Kernels<T>& k, const Weigh
 
 template <class T> void winograd_weight_gradient(const Run<T>& run, const WeightGradient<T>& g) {
   constexpr Index kTile = 4, kPositions = 36, kSums = kPositions * kRange * kRange;
-  const Ranges in(g.x.a.c), out(g.dz.a.c);
+  const ChannelRanges in(g.x.a.c, kRange), out(g.dz.a.c, kRange);
   const WinogradTiling tiling(g.region, kTile, 1, winograd_block(kTile, kRange));
   const Index blocks = g.dz.a.n * tiling.tasks(), ranges = in.count * out.count;
   const Index parts = std::min(blocks, std::max(kParts, kTasks / ranges));

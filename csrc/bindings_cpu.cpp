@@ -102,19 +102,20 @@ void bind_residual_block(py::module_& m) {
         py::call_guard<py::gil_scoped_release>());
   m.def("residual_block_backward",
         [](int threads, View grad, View x, std::array<View, 6> first, std::array<View, 6> second,
-           std::array<View, 3> scratch, View dx, std::array<View, 4> d1, std::array<View, 4> d2, bool training,
+           std::array<View, 3> maps, bool has_z1, View dx, std::array<View, 4> d1, std::array<View, 4> d2, bool training,
            double eps) {
           by_dtype(x, [&](auto type, auto kept) {
             using T = decltype(type);
             using S = decltype(kept);
             const auto xs = any_map<const S>(x, "x");
-            const auto zs = map<S>(scratch[0], "scratch", {xs.n, -1, xs.h, xs.w});
+            const auto zs = map<S>(maps[0], "z1", {xs.n, -1, xs.h, xs.w});
             const std::array<Index, 4> like = {xs.n, xs.c, xs.h, xs.w};
             residual_block_backward<T, S>(threads, map<const S>(grad, "grad", like), xs,
                                           conv_norm<T>(first, zs.c, xs.c, eps, training, false),
                                           conv_norm<T>(second, xs.c, zs.c, eps, training, false),
-                                          {zs, map<S>(scratch[1], "scratch", like),
-                                           map<S>(scratch[2], "scratch", {zs.n, zs.c, zs.h, zs.w})},
+                                          {zs, map<S>(maps[1], "scratch", like),
+                                           map<S>(maps[2], "scratch", {zs.n, zs.c, zs.h, zs.w})},
+                                          has_z1,
                                           optional_map<S>(dx, "dx", like), conv_norm_gradient<T>(d1, zs.c, xs.c),
                                           conv_norm_gradient<T>(d2, xs.c, zs.c), training);
           });

@@ -88,6 +88,28 @@ template <class T, int M> struct Transform {
       z[2 * i + 2] = on_even - on_odd;
     }
   }
+  // G^T: from the points to the three taps. G's rows are 1, p, p^2 over the product of the distances to all other points.
+  static DBLR_INLINE void taps(const Vec<T> (&u)[kSize], Vec<T> (&g)[3]) {
+    constexpr Even all = even(-1);
+    g[0] = broadcast(static_cast<T>(1 / all.at[0])) * u[0];
+    g[1] = broadcast(T(0));
+    g[2] = u[kSize - 1];
+    pair_to_taps<0>(u, g);
+    pair_to_taps<1>(u, g);
+    if constexpr (kPairs > 2) pair_to_taps<2>(u, g);
+  }
+  template <int i> static DBLR_INLINE void pair_to_taps(const Vec<T> (&u)[kSize], Vec<T> (&g)[3]) {
+    constexpr double p = Points::kPoint[i], scale = 1 / (2 * p * p * value(even(i), p * p));
+    const Vec<T> sum = u[2 * i + 1] + u[2 * i + 2], difference = u[2 * i + 1] - u[2 * i + 2];
+    g[0] = fma(broadcast(static_cast<T>(scale)), sum, g[0]);
+    g[1] = fma(broadcast(static_cast<T>(p * scale)), difference, g[1]);
+    g[2] = fma(broadcast(static_cast<T>(p * p * scale)), sum, g[2]);
+  }
+  static constexpr double value(const Even& of, double square) {
+    double v = 0;
+    for (int k = kPairs - 1; k >= 0; k--) v = v * square + of.at[k];
+    return v;
+  }
   static DBLR_INLINE Vec<T> weight(int i, int k) { return broadcast(static_cast<T>(power(Points::kPoint[i], k))); }
 };
 

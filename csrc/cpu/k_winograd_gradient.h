@@ -1,19 +1,25 @@
-// The weight gradient in Winograd's domain: G^T [sum over tiles of (B^T d B) (A dz A^T)] G, of which this is all but
-// the sum's last transform.
+// The weight gradient in Winograd's domain: G^T [sum over tiles of (B^T d B) (A dz A^T)] G.
 namespace dblr {
 namespace {
 
-template <class T, int M> void winograd_dz(const WinogradInput<T, T>& a) {
+template <class T, int M> void winograd_dz(const WinogradInput<T, T>& arguments) {
   constexpr int N = M + 2, L = kLanes<T>;
+  const WinogradInput<T, T> a = arguments;
+  const Index ahead = kAhead * M * a.pixel;
   for (Index tile = 0; tile < a.tiles; tile++) {
     T* const to = a.out + tile * a.channels;
     for (Index c = 0; c < a.channels; c += L) {
+      const bool line = c * sizeof(T) % 64 == 0;
       Vec<T> half[N][M], d[M], z[N];
 #pragma GCC unroll 1
       for (int x = 0; x < M; x++) {
         const Index at = (tile * M + x) * a.pixel + c;
 #pragma GCC unroll 8
         for (int y = 0; y < M; y++) d[y] = fetch<Vec<T>>(a.rows[y] + at);
+        if (line) {
+#pragma GCC unroll 8
+          for (int y = 0; y < M; y++) __builtin_prefetch(a.rows[y] + at + ahead, 0, 2);
+        }
         Transform<T, M>::dz(d, z);
 #pragma GCC unroll 8
         for (int y = 0; y < N; y++) half[y][x] = z[y];
@@ -30,7 +36,8 @@ template <class T, int M> void winograd_dz(const WinogradInput<T, T>& a) {
 
 // P input channels x V vectors of output channels in registers over the tiles of a block.
 template <class T, int P, int V>
-void add_outer_products(const T* in, Index in_tile, const T* dz, Index dz_tile, Index tiles, T* out, Index out_row) {
+void add_outer_products(const T* in, Index in_tile, const T* dz, Index dz_tile, Index tiles, T* out, Index out_row,
+                        bool first) {
   constexpr int L = kLanes<T>;
   Vec<T> sum[P][V];
 #pragma GCC unroll 16
@@ -45,12 +52,12 @@ void add_outer_products(const T* in, Index in_tile, const T* dz, Index dz_tile, 
 #pragma GCC unroll 2
     for (int v = 0; v < V; v++) {
       T* const total = out + p * out_row + v * L;
-      store(total, fetch<Vec<T>>(total) + sum[p][v]);
+      store(total, first ? sum[p][v] : fetch<Vec<T>>(total) + sum[p][v]);
     }
   }
 }
 
-template <class T> using OuterProducts = void (*)(const T*, Index, const T*, Index, Index, T*, Index);
+template <class T> using OuterProducts = void (*)(const T*, Index, const T*, Index, Index, T*, Index, bool);
 template <class T, int V, int... P> struct OuterTable {
   static constexpr OuterProducts<T> of[] = {nullptr, add_outer_products<T, P, V>...};
 };
@@ -69,9 +76,30 @@ template <class T> void winograd_gradient(const WinogradGradient<T>& a) {
       for (Index g = 0, i = 0; g < groups; g++) {
         const Index channels = least + (g < rest);
         by[channels](in + i, a.in_channels, dz + c, a.out_channels, a.tiles, out + i * a.out_channels + c,
-                     a.out_channels);
+                     a.out_channels, a.first);
         i += channels;
       }
+    }
+  }
+}
+
+template <class T, int M> void winograd_taps(const T* sums, Index count, T* taps) {
+  constexpr int N = M + 2, L = kLanes<T>;
+  for (Index c = 0; c < count; c += L) {
+    Vec<T> half[3][N], u[N], g[3];
+#pragma GCC unroll 1
+    for (int x = 0; x < N; x++) {
+#pragma GCC unroll 8
+      for (int y = 0; y < N; y++) u[y] = fetch<Vec<T>>(sums + (y * N + x) * count + c);
+      Transform<T, M>::taps(u, g);
+#pragma GCC unroll 3
+      for (int y = 0; y < 3; y++) half[y][x] = g[y];
+    }
+#pragma GCC unroll 1
+    for (int y = 0; y < 3; y++) {
+      Transform<T, M>::taps(half[y], g);
+#pragma GCC unroll 3
+      for (int x = 0; x < 3; x++) store(taps + (y * 3 + x) * count + c, g[x]);
     }
   }
 }

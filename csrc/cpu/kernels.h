@@ -121,6 +121,7 @@ template <class T> struct WinogradGradient {
   Index in_position, dz_position;
   Index positions, tiles, in_channels, out_channels;  // out_channels: whole vectors
   T* out;
+  bool first;  // of the blocks that are summed: out holds nothing yet
 };
 
 template <class T, class S> struct Winograd {
@@ -184,6 +185,9 @@ template <class T> struct Kernels {
   // F(4 x 4)'s transform of a gradient to the output: m rows of m pixels a tile, to m + 2 squared positions.
   void (*winograd_dz)(const WinogradInput<T, T>&);
   void (*winograd_gradient)(const WinogradGradient<T>&);
+  // Its sums, from F(4 x 4)'s 36 positions back to the nine taps: [tap][ic][oc] of [position][ic][oc], `count` numbers,
+  // whole vectors, of each.
+  void (*winograd_taps)(const T* sums, Index count, T* taps);
 };
 
 // F(4 x 4) with products in bf16 and sums in float.

@@ -30,16 +30,16 @@ template <class T, class S = T>
 void conv_bn_act_backward(int threads, Map<const S> grad, Map<const S> x, const ConvNorm<T>& conv, Map<const S> z,
                           Map<S> dx, const ConvNormGradient<T>& d, bool relu, bool training);
 
-// y = x + norm(conv(relu(norm(conv(x))))). middle: scratch. gradient: backward will be asked for, and must see the same
-// signs before the ReLU.
+// y = x + norm(conv(relu(norm(conv(x))))). gradient: backward will be asked for, and must see the same signs before the
+// ReLU; middle then receives the first convolution without its bias, and is scratch otherwise.
 template <class T, class S = T>
 void residual_block(int threads, Map<const S> x, const ConvNorm<T>& first, const ConvNorm<T>& second, Map<S> y,
                     Map<S> middle, bool gradient, T* mean1, T* var1, T* mean2, T* var2, bool training);
-// Of the forward pass x and the statistics are all that is kept: both convolutions are computed again, for a sixth of a
-// step's time and a third of its memory. scratch: maps as the first convolution's output, the second's, the first's.
+// maps: the first convolution's output, which is computed again unless it is `kept`, as the second's is; and scratch for
+// that and for a map like the first.
 template <class T, class S = T>
 void residual_block_backward(int threads, Map<const S> grad, Map<const S> x, const ConvNorm<T>& first,
-                             const ConvNorm<T>& second, const std::array<Map<S>, 3>& scratch, Map<S> dx,
+                             const ConvNorm<T>& second, const std::array<Map<S>, 3>& maps, bool kept, Map<S> dx,
                              const ConvNormGradient<T>& d1, const ConvNormGradient<T>& d2, bool training);
 
 // Two 3x3 convolutions with bias and ReLU; w1 (middle, in, 3, 3), w2 (out, middle, 3, 3).

@@ -40,22 +40,24 @@ void residual_block(int threads, Map<const S> x, const ConvNorm<T>& first, const
 
 template <class T, class S>
 void residual_block_backward(int threads, Map<const S> grad, Map<const S> x, const ConvNorm<T>& first,
-                             const ConvNorm<T>& second, const std::array<Map<S>, 3>& scratch_maps, Map<S> dx,
+                             const ConvNorm<T>& second, const std::array<Map<S>, 3>& maps, bool kept, Map<S> dx,
                              const ConvNormGradient<T>& d1, const ConvNormGradient<T>& d2, bool training) {
   const Run<T> run(threads);
-  const Map<S>& scratch = scratch_maps[2];
-  const Map<const S> z1 = constant(scratch_maps[0]), z2 = constant(scratch_maps[1]);
+  const Map<S>& scratch = maps[2];
+  const Map<const S> z1 = constant(maps[0]), z2 = constant(maps[1]);
   TileSums sums;
   Norm<T> norm1(first.norm, z1.c), norm2(second.norm, z2.c);
 
   // Forward again, to the same bits, and the sums over the second convolution's output while it is in cache.
   Convolution<T, S, S> again;
-  again.source = copy_of<T>(x);
   again.region = whole(x.h, x.w);
-  again.out = scratch_maps[0];
-  convolve(run, layer_weights<S>(run, forward_filter(first.weight, z1.c, x.c)), again);
+  if (!kept) {
+    again.source = copy_of<T>(x);
+    again.out = maps[0];
+    convolve(run, layer_weights<S>(run, forward_filter(first.weight, z1.c, x.c)), again);
+  }
   again.source = norm1.normalised(z1);
-  again.out = scratch_maps[1];
+  again.out = maps[1];
   again.norm_sums = &sums;
   again.norm = norm2.gradient(grad, z2, false);
   convolve(run, layer_weights<S>(run, forward_filter(second.weight, z2.c, z1.c)), again);
@@ -87,7 +89,7 @@ void residual_block_backward(int threads, Map<const S> grad, Map<const S> x, con
   template void residual_block(int, Map<const S>, const ConvNorm<T>&, const ConvNorm<T>&, Map<S>, Map<S>, bool, T*, \
                                T*, T*, T*, bool);                                                                   \
   template void residual_block_backward(int, Map<const S>, Map<const S>, const ConvNorm<T>&, const ConvNorm<T>&,    \
-                                        const std::array<Map<S>, 3>&, Map<S>, const ConvNormGradient<T>&,           \
+                                        const std::array<Map<S>, 3>&, bool, Map<S>, const ConvNormGradient<T>&,     \
                                         const ConvNormGradient<T>&, bool);
 INSTANTIATE(float, float)
 INSTANTIATE(double, double)

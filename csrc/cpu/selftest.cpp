@@ -138,8 +138,12 @@ std::vector<double> normed_ops(int threads, Index n, Index h, Index w, Index in,
                           training);
   residual_block<T, S>(threads, constant(x), first, second, yb, scratch, false, mean, var, mean2, var2, training);
   residual_block<T, S>(threads, constant(x), first, second, yb, scratch, true, mean, var, mean2, var2, training);
-  residual_block_backward<T, S>(threads, constant(back), constant(x), first, second, {z, z2, scratch}, dx,
-                             gradient(m, out, in), gradient(m, in, out), training);
+  for (const bool kept : {true, false}) {
+    const Map<S>& z1 = kept ? scratch : z;
+    const Map<S>& free = kept ? z : scratch;
+    residual_block_backward<T, S>(threads, constant(back), constant(x), first, second, {z1, z2, free}, kept, dx,
+                                  gradient(m, out, in), gradient(m, in, out), training);
+  }
   return joined(m.results(), maps.results());
 }
 

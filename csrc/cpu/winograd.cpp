@@ -168,10 +168,12 @@ void TileLoader<T, In, V>::load(const Source<T, In>& source, const WinogradTilin
   WinogradInput<V, In> in = {};
   in.channels = channels;
   in.position = position;
-  for (Index i = 0; i < b.tiles; i += kGather) {
-    in.tiles = std::min(kGather, b.tiles - i);
+  for (Index i = 0; i < b.tiles; i += in.tiles) {
+    const Index x0 = b.x + i * tile - halo, within = (readable.x1 - 2 * halo - x0) / tile;
+    in.tiles = !plain ? kGather : x0 < readable.x0 || within < 1 ? 1 : within;
+    in.tiles = std::min(in.tiles, b.tiles - i);
     in.out = out + i * channels;
-    const Index x0 = b.x + i * tile - halo, cols = in.tiles * tile + 2 * halo;
+    const Index cols = in.tiles * tile + 2 * halo;
     if (plain && x0 >= readable.x0 && x0 + cols <= readable.x1) {
       in.pixel = a.sw;
       for (Index y = 0; y < side; y++) in.rows[y] = a.data + b.n * a.sn + row_of(a, y0 + y) + x0 * a.sw + first;

@@ -60,7 +60,6 @@ class CudaBackend:
     """
 
     name = "cuda"
-    keeps_block_maps = True
     dtypes = tuple(KINDS)
 
     def __init__(self, module=None, emulated: bool = False, level: str = "exact"):
@@ -196,6 +195,9 @@ class CudaBackend:
                 call.call, call.allocate, call.map(grad), call.map(x), call.layer(weight, bias, gamma, beta, mean, var),
                 call.map(z), relu, training, eps, call.tuple_of(dx), _addresses(gradient))
             return call.out(dx, x.shape[1]), *_layer_gradient(gradient, weight, bias, gamma, beta, training)
+
+    def keeps_block_maps(self, x):
+        return True, True
 
     def residual_block(self, x, w1, b1, g1, be1, rm1, rv1, w2, b2, g2, be2, rm2, rv2, training, eps, save):
         with self.on(x.device):

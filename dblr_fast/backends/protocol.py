@@ -47,7 +47,6 @@ class Network(Protocol):
 
 class Backend(Protocol):
     name: str
-    keeps_block_maps: bool  # whether residual_block keeps its convolutions' outputs for backward
     dtypes: tuple[torch.dtype, ...] | None  # those of maps that it computes in; None (or left out) for all
 
     def unavailable(self, device: torch.device | None = None) -> str | None:
@@ -88,13 +87,16 @@ class Backend(Protocol):
         of z + bias. With training dbias is exactly zero, because batch norm removes what a bias adds.
         """
 
+    def keeps_block_maps(self, x: Tensor) -> tuple[bool, bool]:
+        """Whether residual_block keeps its first and its second convolution's output for backward."""
+
     def residual_block(self, x: Tensor, w1: Tensor, b1: Tensor, g1: Tensor, be1: Tensor, rm1: Tensor,
                        rv1: Tensor, w2: Tensor, b2: Tensor, g2: Tensor, be2: Tensor, rm2: Tensor,
                        rv2: Tensor, training: bool, eps: float, save: bool
                        ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """(y, mean1, var1, mean2, var2, z1, z2), as two conv_bn_act; the map between them is not kept.
 
-        z1, z2 are empty unless save and where the backend computes them again in backward (keeps_block_maps false).
+        z1, z2 are empty unless save, and where the backend computes them again in backward (keeps_block_maps).
         """
 
     def residual_block_backward(self, grad: Tensor, x: Tensor,

@@ -49,13 +49,15 @@ def _statistics_dtype(t):
 
 class TorchBackend:
     name = "torch"
-    keeps_block_maps = True
 
     def at(self, precision):
         return self
 
     def unavailable(self, device=None):
         return None
+
+    def keeps_block_maps(self, x):
+        return True, True
 
     def precisions(self, device=None):
         gpu = device is not None and device.type != "cpu"

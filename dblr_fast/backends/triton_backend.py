@@ -72,7 +72,6 @@ class TritonBackend:
     """See backends.protocol.Backend."""
 
     name = "triton"
-    keeps_block_maps = True
     dtypes = (torch.float32, torch.float16, torch.bfloat16)
 
     def __init__(self, level: str = "exact"):
@@ -158,6 +157,9 @@ class TritonBackend:
         return dx, dw, *_narrow((dbias, dgamma, dbeta), (bias, gamma, beta))
 
     @_on_device
+    def keeps_block_maps(self, x):
+        return True, True
+
     def residual_block(self, x, w1, b1, g1, be1, rm1, rv1, w2, b2, g2, be2, rm2, rv2, training, eps, save):
         norms, entry = self._kernels.norm, _pixels(x)
         weights1, weights2 = self._pack(w1, x), self._pack(w2, x)

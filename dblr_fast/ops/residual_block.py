@@ -17,9 +17,9 @@ def residual_block(x: Tensor, first: tuple[Tensor, ...], second: tuple[Tensor, .
     """x + BN(conv(ReLU(BN(conv(x))))), L(X) and L(X+1) of Table I.
 
     x: (N, C, H, W). first, second: (weight (C, C, 3, 3), bias, gamma, beta, running_mean, running_var, all
-    (C,)). Returns (N, C, H, W), channels_last. Backward keeps x and, on a GPU and on torch, the two
-    convolutions' outputs; what else it needs is computed again. With training the running statistics are updated in
-    place.
+    (C,)). Returns (N, C, H, W), channels_last. Backward keeps x and the two convolutions' outputs, on the CPU
+    the first one's at most; what else it needs is computed again. With training the running statistics are updated
+    in place.
     Raises RuntimeError when shapes, dtypes or devices do not fit.
     """
     save = needs_gradient(x, *first[:4], *second[:4])
@@ -47,8 +47,8 @@ def _run(x, w1, b1, g1, be1, rm1, rv1, w2, b2, g2, be2, rm2, rv2, training, eps,
 def _fake(x, w1, b1, g1, be1, rm1, rv1, w2, b2, g2, be2, rm2, rv2, training, eps, save, backend, precision):
     _check(x, w1, b1, g1, be1, rm1, rv1, w2, b2, g2, be2, rm2, rv2, training=training)
     statistics = [statistics_like(g, training) for g in (g1, g1, g2, g2)]
-    keeps = save and backend_for(x, backend, precision).keeps_block_maps
-    z = [map_like(x, w.shape[0]) if keeps else x.new_empty(0) for w in (w1, w2)]
+    keeps = backend_for(x, backend, precision).keeps_block_maps(x) if save else (False, False)
+    z = [map_like(x, w.shape[0]) if keep else x.new_empty(0) for w, keep in zip((w1, w2), keeps)]
     return (map_like(x, x.shape[1]), *statistics, *z)
 
 

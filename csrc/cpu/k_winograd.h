@@ -239,10 +239,38 @@ template <class T, class S, int M> constexpr Winograd<T, S> winograd() {
   return {winograd_input<T, T, S, M>, winograd_output<T, S, M>};
 }
 
+// What a call of the inner loop fetches meanwhile: a line to be read and one to be written a step.
+struct Fetch {
+  const char *read, *write;
+  Index read_stride, write_stride;
+  DBLR_INLINE void step() {
+    __builtin_prefetch(read, 0, 2);
+    __builtin_prefetch(write, 1);
+    read += read_stride;
+    write += write_stride;
+  }
+};
+// Deals out what is wanted ahead, so many lines a call; where there is nothing, what is in cache.
+struct Fetches {
+  const Ahead *at, *end;
+  Index lines, done = 0;
+  DBLR_INLINE Fetch next(const void* read, const void* write) {
+    Fetch f = {static_cast<const char*>(read), static_cast<const char*>(write), Ahead::kLine, Ahead::kLine};
+    if (at == end) return f;
+    (at->write ? f.write : f.read) = at->data + done * at->stride;
+    (at->write ? f.write_stride : f.read_stride) = at->stride;
+    done += lines;
+    if (done >= at->lines) at++, done = 0;
+    return f;
+  }
+};
+
 // P tiles x V vectors of output channels in registers; long sums in parts, as in multiply_pixels. `next` weights are
-// fetched meanwhile: they come from the third-level cache, and the hardware foresees only what follows in a page.
+// fetched meanwhile: they come from the third-level cache, and the hardware foresees only what follows in a page. So is
+// what `soon` says, since products leave memory alone for most of a block's time.
 template <class T, int P, int V>
-void multiply_tiles(const T* in, Index tile, Index depth, const T* w, T* out, Index out_tile, const T* next) {
+void multiply_tiles(const T* in, Index tile, Index depth, const T* w, T* out, Index out_tile, const T* next,
+                    Fetch soon) {
   constexpr int L = kLanes<T>;
   const Index parts = (depth + kPart - 1) / kPart;
   const Index length = (depth + parts * kTurn - 1) / (parts * kTurn) * kTurn;
@@ -259,6 +287,7 @@ void multiply_tiles(const T* in, Index tile, Index depth, const T* w, T* out, In
 #pragma GCC unroll 8
       for (Index i = 0; i < kTurn; i++) {
         __builtin_prefetch(next + (k + i) * V * L);
+        soon.step();
         multiply_add<T, P, V>(in + k + i, tile, w + i * V * L, sum);
       }
     }
@@ -282,7 +311,7 @@ void multiply_tiles(const T* in, Index tile, Index depth, const T* w, T* out, In
   }
 }
 
-template <class T> using MultiplyTiles = void (*)(const T*, Index, Index, const T*, T*, Index, const T*);
+template <class T> using MultiplyTiles = void (*)(const T*, Index, Index, const T*, T*, Index, const T*, Fetch);
 template <class T, int V, int... P> struct TilesTable {
   static constexpr MultiplyTiles<T> of[] = {nullptr, multiply_tiles<T, P, V>...};
 };
@@ -291,6 +320,7 @@ template <class T, int V> using TilesBy = TilesTable<T, V, DBLR_SIZES>;
 template <class T> void winograd_product(const WinogradProduct<T, T>& a) {
   constexpr int L = kLanes<T>;
   const Index groups = (a.tiles + DBLR_PIXELS - 1) / DBLR_PIXELS, least = a.tiles / groups, rest = a.tiles % groups;
+  Fetches fetches = {a.ahead, a.ahead_end, a.depth};
   for (Index position = 0; position < a.positions; position++) {
     const T* const in = a.in + position * a.in_position;
     T* const out = a.out + position * a.out_position;
@@ -303,7 +333,8 @@ template <class T> void winograd_product(const WinogradProduct<T, T>& a) {
       for (Index g = 0, tile = 0; g < groups; g++) {
         const Index tiles = least + (g < rest);
         const bool ahead = g == groups - 1 && !(last && position == a.positions - 1);
-        by[tiles](in + tile * a.depth, a.depth, a.depth, w, out + tile * a.channels + c, a.channels, ahead ? next : w);
+        T* const to = out + tile * a.channels + c;
+        by[tiles](in + tile * a.depth, a.depth, a.depth, w, to, a.channels, ahead ? next : w, fetches.next(w, to));
         tile += tiles;
       }
     }

@@ -37,7 +37,7 @@ template <class T, int M> void winograd_dz(const WinogradInput<T, T>& arguments)
 // P input channels x V vectors of output channels in registers over the tiles of a block.
 template <class T, int P, int V>
 void add_outer_products(const T* in, Index in_tile, const T* dz, Index dz_tile, Index tiles, T* out, Index out_row,
-                        bool first) {
+                        bool first, Fetch soon) {
   constexpr int L = kLanes<T>;
   Vec<T> sum[P][V];
 #pragma GCC unroll 16
@@ -46,7 +46,10 @@ void add_outer_products(const T* in, Index in_tile, const T* dz, Index dz_tile, 
     for (int v = 0; v < V; v++) sum[p][v] = broadcast(T(0));
   }
 #pragma GCC unroll 4
-  for (Index t = 0; t < tiles; t++) multiply_add<T, P, V>(in + t * in_tile, 1, dz + t * dz_tile, sum);
+  for (Index t = 0; t < tiles; t++) {
+    soon.step();
+    multiply_add<T, P, V>(in + t * in_tile, 1, dz + t * dz_tile, sum);
+  }
 #pragma GCC unroll 16
   for (int p = 0; p < P; p++) {
 #pragma GCC unroll 2
@@ -57,7 +60,7 @@ void add_outer_products(const T* in, Index in_tile, const T* dz, Index dz_tile, 
   }
 }
 
-template <class T> using OuterProducts = void (*)(const T*, Index, const T*, Index, Index, T*, Index, bool);
+template <class T> using OuterProducts = void (*)(const T*, Index, const T*, Index, Index, T*, Index, bool, Fetch);
 template <class T, int V, int... P> struct OuterTable {
   static constexpr OuterProducts<T> of[] = {nullptr, add_outer_products<T, P, V>...};
 };
@@ -67,6 +70,7 @@ template <class T> void winograd_gradient(const WinogradGradient<T>& a) {
   constexpr int L = kLanes<T>;
   const Index groups = (a.in_channels + DBLR_PIXELS - 1) / DBLR_PIXELS;
   const Index least = a.in_channels / groups, rest = a.in_channels % groups;
+  Fetches fetches = {a.ahead, a.ahead_end, a.tiles};
   for (Index position = 0; position < a.positions; position++) {
     const T* const in = a.in + position * a.in_position;
     const T* const dz = a.dz + position * a.dz_position;
@@ -75,8 +79,9 @@ template <class T> void winograd_gradient(const WinogradGradient<T>& a) {
       const OuterProducts<T>* by = a.out_channels - c > L ? OuterBy<T, 2>::of : OuterBy<T, 1>::of;
       for (Index g = 0, i = 0; g < groups; g++) {
         const Index channels = least + (g < rest);
-        by[channels](in + i, a.in_channels, dz + c, a.out_channels, a.tiles, out + i * a.out_channels + c,
-                     a.out_channels, a.first);
+        T* const to = out + i * a.out_channels + c;
+        by[channels](in + i, a.in_channels, dz + c, a.out_channels, a.tiles, to, a.out_channels, a.first,
+                     fetches.next(dz + c, to));
         i += channels;
       }
     }

@@ -83,6 +83,14 @@ template <class V, class S> struct WinogradInput {
   Index position;
 };
 
+// Lines of memory that are wanted soon, to be fetched in the meantime: `stride` bytes apart, to be read or to be written.
+struct Ahead {
+  static constexpr Index kLine = 64;
+  const char* data;
+  Index lines, stride;
+  bool write;
+};
+
 // out[position][tile][oc] = sum over ic of in[position][tile][ic] * weights[position][block][ic][oc of the block];
 // where products are made in pairs (Bf16) the weights lie [ic / 2][oc][ic % 2].
 template <class T, class V> struct WinogradProduct {
@@ -94,6 +102,7 @@ template <class T, class V> struct WinogradProduct {
   Index channels;            // whole vectors
   T* out;
   Index out_position;        // tiles are `channels` apart
+  const Ahead *ahead, *ahead_end;
 };
 
 // A tile's rows, each where a ring has put it; row[0] null: none.
@@ -122,6 +131,7 @@ template <class T> struct WinogradGradient {
   Index positions, tiles, in_channels, out_channels;  // out_channels: whole vectors
   T* out;
   bool first;  // of the blocks that are summed: out holds nothing yet
+  const Ahead *ahead, *ahead_end;
 };
 
 template <class T, class S> struct Winograd {

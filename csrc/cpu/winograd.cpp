@@ -196,6 +196,41 @@ void TileLoader<T, In, V>::load(const Source<T, In>& source, const WinogradTilin
   }
 }
 
+namespace {
+
+// Part of a map, of its channels so many from `first` on.
+template <class S>
+void fetch_part(const Map<S>& m, Index n, const Rect& part, Index first, Index channels, bool write,
+                std::vector<Ahead>& ahead) {
+  if (!m.data || m.sc != 1) return;
+  const Index pixel = m.sw * Index(sizeof(S)), wanted = channels * Index(sizeof(S));
+  const Index x0 = std::max<Index>(part.x0, 0), cols = std::min(part.x1, m.w) - x0;
+  for (Index y = std::max<Index>(part.y0, 0); y < std::min(part.y1, m.h); y++) {
+    const S* const row = m.data + n * m.sn + row_of(m, y) + x0 * m.sw + first;
+    const char* const from = reinterpret_cast<const char*>(row);
+    if (pixel == wanted) {
+      ahead.push_back({from, divide_up(cols * pixel, Ahead::kLine), Ahead::kLine, write});
+    } else {
+      for (Index i = 0; i < wanted; i += Ahead::kLine) ahead.push_back({from + i, cols, pixel, write});
+    }
+  }
+}
+
+}  // namespace
+
+template <class T, class In, class V>
+void TileLoader<T, In, V>::fetch(const Source<T, In>& source, const WinogradTiling::Block& b,
+                                 std::vector<Ahead>& ahead) const {
+  const Rect part = {b.y - halo, b.y + tile + halo, b.x - halo, b.x + b.tiles * tile + halo};
+  for (const Map<const In>& map : {source.a, source.b}) fetch_part(map, b.n, part, first, channels, false, ahead);
+}
+
+template <class T, class In, class V>
+void WinogradBlocks<T, In, V>::fetch(const Source<T, In>& source, const WinogradTiling::Block& b,
+                                     std::vector<Ahead>& ahead) const {
+  loader_.fetch(source, b, ahead);
+}
+
 template <class T, class In, class V>
 WinogradBlocks<T, In, V>::WinogradBlocks(const Kernels<T>& kernels, const Weights<T>& w)
     : kernels_(kernels), weights_(w),
@@ -240,7 +275,8 @@ void WinogradBlocks<T, In, V>::store(const WinogradOutput<T, Out>& o) const {
 template <class T, class In, class V>
 template <class Out>
 WinogradOutput<T, Out> WinogradBlocks<T, In, V>::multiply(const WinogradTiling::Block& b, const Rect& region,
-                                                          Index group, T* scratch) const {
+                                                          Index group, T* scratch,
+                                                          const std::vector<Ahead>& ahead) const {
   const Index first = first_channel(group) / weights_.width();
   WinogradProduct<T, V> p = {};
   p.in = reinterpret_cast<const V*>(scratch + rows_);
@@ -254,6 +290,8 @@ WinogradOutput<T, Out> WinogradBlocks<T, In, V>::multiply(const WinogradTiling::
   p.channels = channels(group);
   p.out = scratch + rows_ + in_;
   p.out_position = out_position_;
+  p.ahead = ahead.data();
+  p.ahead_end = p.ahead + ahead.size();
   if constexpr (std::is_same<V, T>::value) {
     kernels_.winograd_product(p);
   } else {
@@ -285,6 +323,17 @@ Rows<S> rows_from(const Map<S>& m, const WinogradTiling::Block& b, int tile, Ind
   return r;
 }
 
+// What follows the products of some output channels touches: a tile of the output, and of what is added to it or summed.
+template <class T, class In, class Out>
+void fetch_output(const Convolution<T, In, Out>& c, const Tile& t, Index first, Index channels,
+                  std::vector<Ahead>& ahead) {
+  const Rect part = {t.y, t.y + t.rows, t.x, t.x + t.cols};
+  fetch_part(c.out, t.n, part, first, channels, true, ahead);
+  for (const Map<const Out>& map : {c.add[0], c.add[1], c.mask, c.norm.a, c.norm.b}) {
+    if (map.data != c.out.data) fetch_part(map, t.n, part, first, channels, false, ahead);
+  }
+}
+
 template <class V, class T, class In, class Out>
 void convolve_with(const Run<T>& run, const Weights<T>& w, const Convolution<T, In, Out>& c) {
   const int shares = c.moments || c.norm_sums ? 1 : run.threads;
@@ -298,9 +347,17 @@ void convolve_with(const Run<T>& run, const Weights<T>& w, const Convolution<T, 
     T* const scratch = reinterpret_cast<T*>(memory) + w.out;
     const WinogradTiling::Block b = tiling.block(task);
     blocks.load(c.source, b, readable, scratch);
+    const Tile t = tiling.part(b, c.region);
+    thread_local std::vector<Ahead> ahead;
     for (Index group = 0; group < blocks.groups(); group++) {
       const Index channel = blocks.first_channel(group);
-      WinogradOutput<T, Out> o = blocks.template multiply<Out>(b, c.region, group, scratch);
+      ahead.clear();
+      if (std::is_same<Out, T>::value) {  // maps in 16 bits are small enough for the caches
+        fetch_output(c, t, channel, blocks.channels(group), ahead);
+        const Index next = task + run.threads;  // what this thread is likely to go on with
+        if (group == blocks.groups() - 1 && next < tasks) blocks.fetch(c.source, tiling.block(next), ahead);
+      }
+      WinogradOutput<T, Out> o = blocks.template multiply<Out>(b, c.region, group, scratch, ahead);
       o.relu = c.relu;
       o.out = rows_from(c.out, b, w.tile, channel);
       for (int i = 0; i < 2; i++) o.add[i] = rows_from(c.add[i], b, w.tile, channel);
@@ -308,7 +365,6 @@ void convolve_with(const Run<T>& run, const Weights<T>& w, const Convolution<T, 
       if (o.mask.data) o.mask.data += channel;
       blocks.store(o);
     }
-    const Tile t = tiling.part(b, c.region);
     if constexpr (std::is_same<Out, T>::value) {
       const Map<const T> out = constant(c.out);
       if (c.moments) tile_moments(run.kernels.maps, out, t, reinterpret_cast<T*>(memory), *c.moments, task);
@@ -348,7 +404,7 @@ template void winograd_convolve(const Run<float>&, const Weights<float>&, const 
 #define INSTANTIATE_BLOCKS(T, In, V)                                                                                \
   template class WinogradBlocks<T, In, V>;                                                                          \
   template WinogradOutput<T, T> WinogradBlocks<T, In, V>::multiply(const WinogradTiling::Block&, const Rect&,       \
-                                                                   Index, T*) const;                                \
+                                                                   Index, T*, const std::vector<Ahead>&) const;     \
   template void WinogradBlocks<T, In, V>::store(const WinogradOutput<T, T>&) const;
 INSTANTIATE_BLOCKS(float, float, float)
 INSTANTIATE_BLOCKS(double, double, double)

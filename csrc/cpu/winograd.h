@@ -4,6 +4,8 @@
 // it, so results do not depend on the blocks.
 #pragma once
 
+#include <vector>
+
 #include "convolve.h"
 
 namespace dblr {
@@ -61,6 +63,8 @@ template <class T, class In, class V = T> struct TileLoader {
   Index first, channels, position;
   // Pixels outside `readable` are taken as zero. rows: scratch for as many elements as rows() says.
   void load(const Source<T, In>& source, const WinogradTiling::Block& b, const Rect& readable, In* rows, V* out) const;
+  // Adds what load() will read of a block.
+  void fetch(const Source<T, In>& source, const WinogradTiling::Block& b, std::vector<Ahead>& ahead) const;
   Index rows() const;
 };
 
@@ -77,9 +81,12 @@ template <class T, class In, class V = T> class WinogradBlocks {
   Index channels(Index group) const;
   // Transforms the input of a block; pixels outside `readable` are taken as zero.
   void load(const Source<T, In>& source, const WinogradTiling::Block& b, const Rect& readable, T* scratch) const;
-  // Products of one group. What follows the bias, and where it goes, the caller adds before `store`.
+  void fetch(const Source<T, In>& source, const WinogradTiling::Block& b, std::vector<Ahead>& ahead) const;
+  // Products of one group, while what is wanted ahead is fetched. What follows the bias, and where it goes, the caller
+  // adds before `store`.
   template <class Out>
-  WinogradOutput<T, Out> multiply(const WinogradTiling::Block& b, const Rect& region, Index group, T* scratch) const;
+  WinogradOutput<T, Out> multiply(const WinogradTiling::Block& b, const Rect& region, Index group, T* scratch,
+                                  const std::vector<Ahead>& ahead = {}) const;
   template <class Out> void store(const WinogradOutput<T, Out>& o) const;
 
  private:

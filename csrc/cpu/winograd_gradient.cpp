@@ -42,12 +42,21 @@ template <class T> void winograd_weight_gradient(const Run<T>& run, const Weight
     load_x.channels = in.size(i);
     load_dz.first = o * kRange;
     load_dz.channels = out.size(o);
-    WinogradGradient<T> w = {tx, tdz, most, most, kPositions, 0, in.size(i), out.size(o), sums, true};
-    for (Index b = blocks * part / parts; b < blocks * (part + 1) / parts; b++) {
+    WinogradGradient<T> w = {tx, tdz, most, most, kPositions, 0, in.size(i), out.size(o), sums, true, nullptr, nullptr};
+    thread_local std::vector<Ahead> ahead;
+    const Index last = blocks * (part + 1) / parts - 1;
+    for (Index b = blocks * part / parts; b <= last; b++) {
       const WinogradTiling::Block block = tiling.block(b);
       load_x.load(g.x, block, readable, rows, tx);
       load_dz.load(g.dz, block, g.region, rows, tdz);
       w.tiles = block.tiles;
+      ahead.clear();
+      if (b < last) {
+        load_x.fetch(g.x, tiling.block(b + 1), ahead);
+        load_dz.fetch(g.dz, tiling.block(b + 1), ahead);
+      }
+      w.ahead = ahead.data();
+      w.ahead_end = w.ahead + ahead.size();
       run.kernels.winograd_gradient(w);
       w.first = false;
     }

@@ -254,9 +254,10 @@ struct Fetch {
 struct Fetches {
   const Ahead *at, *end;
   Index lines, done = 0;
+  bool left() const { return at != end; }
   DBLR_INLINE Fetch next(const void* read, const void* write) {
     Fetch f = {static_cast<const char*>(read), static_cast<const char*>(write), Ahead::kLine, Ahead::kLine};
-    if (at == end) return f;
+    if (!left()) return f;
     (at->write ? f.write : f.read) = at->data + done * at->stride;
     (at->write ? f.write_stride : f.read_stride) = at->stride;
     done += lines;
@@ -268,7 +269,7 @@ struct Fetches {
 // P tiles x V vectors of output channels in registers; long sums in parts, as in multiply_pixels. `next` weights are
 // fetched meanwhile: they come from the third-level cache, and the hardware foresees only what follows in a page. So is
 // what `soon` says, since products leave memory alone for most of a block's time.
-template <class T, int P, int V>
+template <class T, int P, int V, bool early>
 void multiply_tiles(const T* in, Index tile, Index depth, const T* w, T* out, Index out_tile, const T* next,
                     Fetch soon) {
   constexpr int L = kLanes<T>;
@@ -287,7 +288,7 @@ void multiply_tiles(const T* in, Index tile, Index depth, const T* w, T* out, In
 #pragma GCC unroll 8
       for (Index i = 0; i < kTurn; i++) {
         __builtin_prefetch(next + (k + i) * V * L);
-        soon.step();
+        if (early) soon.step();
         multiply_add<T, P, V>(in + k + i, tile, w + i * V * L, sum);
       }
     }
@@ -312,10 +313,10 @@ void multiply_tiles(const T* in, Index tile, Index depth, const T* w, T* out, In
 }
 
 template <class T> using MultiplyTiles = void (*)(const T*, Index, Index, const T*, T*, Index, const T*, Fetch);
-template <class T, int V, int... P> struct TilesTable {
-  static constexpr MultiplyTiles<T> of[] = {nullptr, multiply_tiles<T, P, V>...};
+template <class T, int V, bool early, int... P> struct TilesTable {
+  static constexpr MultiplyTiles<T> of[] = {nullptr, multiply_tiles<T, P, V, early>...};
 };
-template <class T, int V> using TilesBy = TilesTable<T, V, DBLR_SIZES>;
+template <class T, int V, bool early> using TilesBy = TilesTable<T, V, early, DBLR_SIZES>;
 
 template <class T> void winograd_product(const WinogradProduct<T, T>& a) {
   constexpr int L = kLanes<T>;
@@ -325,8 +326,9 @@ template <class T> void winograd_product(const WinogradProduct<T, T>& a) {
     const T* const in = a.in + position * a.in_position;
     T* const out = a.out + position * a.out_position;
     for (Index c = 0, b = 0; c < a.channels; c += 2 * L, b++) {
-      const int vectors = a.channels - c > L ? 2 : 1;
-      const MultiplyTiles<T>* by = vectors == 2 ? TilesBy<T, 2>::of : TilesBy<T, 1>::of;
+      const bool two = a.channels - c > L;
+      const MultiplyTiles<T>* const fetching = two ? TilesBy<T, 2, true>::of : TilesBy<T, 1, true>::of;
+      const MultiplyTiles<T>* const plain = two ? TilesBy<T, 2, false>::of : TilesBy<T, 1, false>::of;
       const T* const w = a.weights + position * a.weights_position + b * a.block;
       const bool last = c + 2 * L >= a.channels;
       const T* const next = last ? a.weights + (position + 1) * a.weights_position : w + a.block;
@@ -334,6 +336,7 @@ template <class T> void winograd_product(const WinogradProduct<T, T>& a) {
         const Index tiles = least + (g < rest);
         const bool ahead = g == groups - 1 && !(last && position == a.positions - 1);
         T* const to = out + tile * a.channels + c;
+        const MultiplyTiles<T>* const by = fetches.left() ? fetching : plain;
         by[tiles](in + tile * a.depth, a.depth, a.depth, w, to, a.channels, ahead ? next : w, fetches.next(w, to));
         tile += tiles;
       }

@@ -67,7 +67,9 @@ def _deblur(command) -> int:
 
 def _train(config) -> int:
     from .training import train
+    from .training.memory import keep_freed_memory
 
+    keep_freed_memory()
     result = train(config)
     if result.signal is not None:
         return _fail(f"stopped after step {result.step} by {signal.Signals(result.signal).name}; the checkpoint is "

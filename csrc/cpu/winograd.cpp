@@ -352,7 +352,7 @@ void convolve_with(const Run<T>& run, const Weights<T>& w, const Convolution<T, 
     for (Index group = 0; group < blocks.groups(); group++) {
       const Index channel = blocks.first_channel(group);
       ahead.clear();
-      if (std::is_same<Out, T>::value) {  // maps in 16 bits are small enough for the caches
+      if (std::is_same<V, T>::value) {  // fetching gained nothing beside products in bf16
         fetch_output(c, t, channel, blocks.channels(group), ahead);
         const Index next = task + run.threads;  // what this thread is likely to go on with
         if (group == blocks.groups() - 1 && next < tasks) blocks.fetch(c.source, tiling.block(next), ahead);

@@ -88,7 +88,7 @@ template <class T, int M> struct Transform {
       z[2 * i + 2] = on_even - on_odd;
     }
   }
-  // G^T: from the points to the three taps. G's rows are 1, p, p^2 over the product of the distances to all other points.
+  // G^T: from the points to the three taps. G's rows are 1, p, p^2 over the product of p's distances to the others.
   static DBLR_INLINE void taps(const Vec<T> (&u)[kSize], Vec<T> (&g)[3]) {
     constexpr Even all = even(-1);
     g[0] = broadcast(static_cast<T>(1 / all.at[0])) * u[0];
@@ -268,7 +268,7 @@ struct Fetches {
 
 // P tiles x V vectors of output channels in registers; long sums in parts, as in multiply_pixels. `next` weights are
 // fetched meanwhile: they come from the third-level cache, and the hardware foresees only what follows in a page. So is
-// what `soon` says, since products leave memory alone for most of a block's time.
+// what `soon` says (if `early`), since products leave memory alone for most of a block's time.
 template <class T, int P, int V, bool early>
 void multiply_tiles(const T* in, Index tile, Index depth, const T* w, T* out, Index out_tile, const T* next,
                     Fetch soon) {

@@ -83,7 +83,7 @@ template <class V, class S> struct WinogradInput {
   Index position;
 };
 
-// Lines of memory that are wanted soon, to be fetched in the meantime: `stride` bytes apart, to be read or to be written.
+// Lines of memory that are wanted soon, to be fetched in the meantime: `stride` bytes apart, to be read or written.
 struct Ahead {
   static constexpr Index kLine = 64;
   const char* data;

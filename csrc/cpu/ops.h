@@ -35,8 +35,8 @@ void conv_bn_act_backward(int threads, Map<const S> grad, Map<const S> x, const 
 template <class T, class S = T>
 void residual_block(int threads, Map<const S> x, const ConvNorm<T>& first, const ConvNorm<T>& second, Map<S> y,
                     Map<S> middle, bool gradient, T* mean1, T* var1, T* mean2, T* var2, bool training);
-// maps: the first convolution's output, which is computed again unless it is `kept`, as the second's is; and scratch for
-// that and for a map like the first.
+// maps: the first convolution's output, which is computed again unless it is `kept`; scratch for the second's, which
+// always is; and scratch as large as the first.
 template <class T, class S = T>
 void residual_block_backward(int threads, Map<const S> grad, Map<const S> x, const ConvNorm<T>& first,
                              const ConvNorm<T>& second, const std::array<Map<S>, 3>& maps, bool kept, Map<S> dx,

@@ -323,7 +323,7 @@ Rows<S> rows_from(const Map<S>& m, const WinogradTiling::Block& b, int tile, Ind
   return r;
 }
 
-// What follows the products of some output channels touches: a tile of the output, and of what is added to it or summed.
+// What comes after the products of some output channels: a tile of the output, and of what is added to it or summed.
 template <class T, class In, class Out>
 void fetch_output(const Convolution<T, In, Out>& c, const Tile& t, Index first, Index channels,
                   std::vector<Ahead>& ahead) {

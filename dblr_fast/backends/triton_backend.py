@@ -156,10 +156,10 @@ class TritonBackend:
         dx = _map(self._convolve(dz, self._pack(weight, x, adjoint=True)).y) if need_x else None
         return dx, dw, *_narrow((dbias, dgamma, dbeta), (bias, gamma, beta))
 
-    @_on_device
     def keeps_block_maps(self, x):
         return True, True
 
+    @_on_device
     def residual_block(self, x, w1, b1, g1, be1, rm1, rv1, w2, b2, g2, be2, rm2, rv2, training, eps, save):
         norms, entry = self._kernels.norm, _pixels(x)
         weights1, weights2 = self._pack(w1, x), self._pack(w2, x)

@@ -218,3 +218,11 @@ def test_without_triton_the_reason_is_said_and_nothing_else_breaks():
 def test_importing_the_package_imports_no_triton():
     code = "import dblr_fast, sys; assert not any(m.startswith('dblr_fast.triton') for m in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env=os.environ).returncode == 0
+
+
+@pytest.mark.parametrize("op", ["stem", "conv_bn_act", "residual_block", "reconstruct"])
+def test_ops_run_on_the_device_of_their_input(op):
+    """What one GPU cannot show: each op goes through the guard, both ways."""
+    from dblr_fast.backends.triton_backend import TritonBackend, _on_device
+    guard = _on_device(lambda self, x: None).__code__
+    assert all(getattr(TritonBackend, name).__code__ is guard for name in (op, f"{op}_backward"))

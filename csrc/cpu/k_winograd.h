@@ -250,7 +250,7 @@ struct Fetch {
     write += write_stride;
   }
 };
-// Deals out what is wanted ahead, so many lines a call; where there is nothing, what is in cache.
+// Deals out what is wanted ahead, so many lines a call. The caller names what is in cache, for where there is nothing.
 struct Fetches {
   const Ahead *at, *end;
   Index lines, done = 0;

@@ -12,7 +12,7 @@ def keep_freed_memory() -> bool:
     """Has glibc keep memory that is freed, for the rest of this process; returns whether it will.
 
     As it comes, it gives large blocks back to the system, which clears every page again when the next step asks
-    for them: a seventh of a training step on a CPU. Other C libraries are left as they are.
+    for them. Other C libraries are left as they are.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

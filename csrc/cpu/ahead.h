@@ -27,6 +27,12 @@ void fetch_part(const Map<S>& m, Index n, const Rect& part, Index first, Index c
   }
 }
 
+// What a tile of the output is made from: itself and the pixels around it.
+template <class T, class In> void fetch_input(const Source<T, In>& source, const Tile& t, std::vector<Ahead>& ahead) {
+  const Rect part = {t.y - 1, t.y + t.rows + 1, t.x - 1, t.x + t.cols + 1};
+  for (const Map<const In>& map : {source.a, source.b}) fetch_part(map, t.n, part, 0, map.c, false, ahead);
+}
+
 // What comes after the products of some output channels: a tile of the output, and of what is added to it or summed.
 template <class T, class In, class Out>
 void fetch_output(const Convolution<T, In, Out>& c, const Tile& t, Index first, Index channels,

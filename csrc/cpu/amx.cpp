@@ -4,7 +4,9 @@
 #include <cmath>
 #include <cstring>
 #include <type_traits>
+#include <vector>
 
+#include "ahead.h"
 #include "norm.h"
 #include "threads.h"
 
@@ -16,7 +18,7 @@ constexpr Index kTaken = kPixels + 3;  // pixels that 16 outputs read: a neighbo
 // Weights of a group of output channels up to this size stay in the first-level cache from pixels to pixels; of larger
 // ones the pixels stay there, from group to group.
 constexpr Index kSmallGroup = 40 << 10;
-constexpr int kEdges = 3;  // at most so many times 16 pixels of a row touch an edge: the first, and the last two
+constexpr Index kEdges = 3;  // at most so many times 16 pixels of a row touch an edge: the first, and the last two
 
 // A task's rows and times 16 pixels side by side: of maps read in place; and of others, which are packed, where more
 // rows share those around them. Sums go with the latter too, for many tasks have many sums to merge.
@@ -78,12 +80,13 @@ void load_row(const AmxKernels& k, const Source<float>& s, const Rect& readable,
 // read lies within `readable`, else packed with zeros around.
 template <class In> class AmxRows {
  public:
-  static Index scratch(Index pixel, const AmxTiling& t, bool in_place) {
-    return (kTaken + (t.rows + 2) * (in_place ? kEdges * kTaken : t.most + 3)) * pixel;
+  static Index scratch(Index pixel, const AmxTiling& t) {
+    return (t.rows + 2) * std::max(t.most + 3, kEdges * kTaken) * pixel;
   }
 
   AmxRows(const AmxWeights& w, const Source<float, In>& s, const Rect& readable, const Tile& t, Bf16* scratch)
-      : t_(t), pixel_(w.pixel), zeros_(scratch), packed_(scratch + kTaken * w.pixel), whole_(!in_place(s, w.pixel)) {
+      : t_(t), pixel_(w.pixel), packed_(scratch),
+        whole_(!in_place(s, w.pixel) || t.y - 1 < readable.y0 || t.y + t.rows + 1 > readable.y1) {
     const auto pack = [&](Index x0, Index cols, Bf16* to) {
       for (Index r = 0; r < t.rows + 2; r++, to += cols * pixel_) {
         load_row(w.kernels, s, readable, t.n, t.y - 1 + r, x0, cols, pixel_, to);
@@ -94,11 +97,8 @@ template <class In> class AmxRows {
       return;
     }
     map_pixel_ = s.a.sw;
-    std::memset(zeros_, 0, kTaken * pixel_ * sizeof(Bf16));
     for (Index r = 0; r < t.rows + 2; r++) {
-      const Index y = t.y - 1 + r;
-      const bool inside = y >= readable.y0 && y < readable.y1;
-      row_[r] = inside ? reinterpret_cast<const Bf16*>(s.a.data + t.n * s.a.sn + row_of(s.a, y)) : nullptr;
+      row_[r] = reinterpret_cast<const Bf16*>(s.a.data + t.n * s.a.sn + row_of(s.a, t.y - 1 + r));
     }
     const Index more = w.kernel_rows * pixel_ % kGroup != 0;  // pixels read beyond those that count
     for (Index x = t.x; x < t.x + t.cols; x += kPixels) {
@@ -107,27 +107,29 @@ template <class In> class AmxRows {
       pack(x - 1, kTaken, packed_ + edges_++ * (t.rows + 2) * kTaken * pixel_);
     }
   }
-  // For outputs of rows r and r + 1 of the task.
-  void rows(Index r, Index x, const Bf16* to[4]) const {
-    const Index count = std::min<Index>(4, t_.rows + 2 - r);
+  // For outputs of rows r and r + 1 of the task, from column x on; gives how many columns lie in a row from there.
+  Index rows(Index r, Index x, const Bf16* to[4]) const {
+    const Index count = std::min<Index>(4, t_.rows + 2 - r), end = t_.x + t_.cols;
     if (whole_) {
       for (Index i = 0; i < count; i++) to[i] = packed_ + ((r + i) * (t_.cols + 3) + x - t_.x) * pixel_;
-      return;
+      return end - x;
     }
-    for (int e = 0; e < edges_; e++) {
-      if (edge_[e] != x) continue;
+    int e = 0;
+    while (e < edges_ && edge_[e] < x) e++;
+    if (e < edges_ && edge_[e] == x) {
       for (Index i = 0; i < count; i++) to[i] = packed_ + (e * (t_.rows + 2) + r + i) * kTaken * pixel_;
-      return;
+      return std::min(kPixels, end - x);
     }
-    for (Index i = 0; i < count; i++) to[i] = row_[r + i] ? row_[r + i] + (x - 1) * map_pixel_ : zeros_;
+    for (Index i = 0; i < count; i++) to[i] = row_[r + i] + (x - 1) * map_pixel_;
+    return (e < edges_ ? edge_[e] : end) - x;
   }
 
  private:
   const Tile& t_;
   Index pixel_, map_pixel_ = 0;
-  Bf16 *zeros_, *packed_;
+  Bf16* packed_;
   bool whole_;
-  const Bf16* row_[kMostTaken] = {};  // from the picture's first column on; null: all zero
+  const Bf16* row_[kMostTaken] = {};  // from the picture's first column on
   Index edge_[kEdges] = {};
   int edges_ = 0;
 };
@@ -142,65 +144,61 @@ template <class S> struct RowsOf {
   S* row[kPacked.rows];
 };
 
-// f(group, row, x) for all groups of output channels, pairs of rows and times 16 pixels of a task, in the order that
-// suits the caches.
-template <class F> void each_product(const AmxWeights& w, const Tile& t, const F& f) {
-  const bool small = w.group_size() * static_cast<Index>(sizeof(Bf16)) <= kSmallGroup;
-  const Index together = small ? 1 : w.groups;
-  for (Index g = 0; g < w.groups; g += together) {
-    for (Index r = 0; r < t.rows; r += 2) {
-      for (Index x = t.x; x < t.x + t.cols; x += kPixels) {
-        for (Index i = g; i < g + together; i++) f(i, r, x);
-      }
-    }
-  }
-}
-
-// Everything of a product of rows r and r + 1 but where they are, and what follows the bias.
-AmxProduct amx_product(const AmxWeights& w, Index g, const Tile& t, Index r, Index x) {
+// Everything of a product of rows r and r + 1 but where they are, how long, and what follows the bias.
+AmxProduct amx_product(const AmxWeights& w, Index g, const Tile& t, Index r) {
   AmxProduct p = {};
   p.pixel = w.pixel;
   p.kernel_rows = w.kernel_rows;
   p.steps = w.steps;
   p.out_rows = std::min<Index>(2, t.rows - r);
   p.weights = w.group(g);
-  p.cols = std::min(kPixels, t.x + t.cols - x);
   p.channels = std::min(kGroup, w.out - g * kGroup);
   p.bias = w.bias(g);
   p.least = -INFINITY;
   return p;
 }
 
-// Products one after the other, each finished while the next one runs. Registers are this thread's as long as it lives.
-class AmxSeries {
+// Registers are this thread's as long as it lives.
+class AmxRegisters {
  public:
-  explicit AmxSeries(const AmxKernels& k) : k_(k) { k.begin(); }
-  ~AmxSeries() { k_.end(); }
-  void add(const AmxProduct& p) {
-    products_[turn_] = p;
-    k_.product(&products_[turn_], sums_[turn_], before_, sums_[1 - turn_]);
-    before_ = &products_[turn_];
-    turn_ = 1 - turn_;
-  }
-  // All that was added is where it goes.
-  void finish() {
-    if (before_) k_.product(nullptr, nullptr, before_, sums_[1 - turn_]);
-    before_ = nullptr;
-  }
-  // The sums of one alone, with nothing to follow.
-  const float* sums_of(const AmxProduct& p) {
-    finish();
-    k_.product(&p, sums_[turn_], nullptr, nullptr);
-    return sums_[turn_];
-  }
+  explicit AmxRegisters(const AmxKernels& k) : k_(k) { k.begin(); }
+  ~AmxRegisters() { k_.end(); }
 
  private:
   const AmxKernels& k_;
-  AmxProduct products_[2];
-  const AmxProduct* before_ = nullptr;
-  int turn_ = 0;
-  alignas(64) float sums_[2][AmxProduct::kSums];
 };
+
+void run_products(const AmxKernels& k, const std::vector<AmxProduct>& products, const std::vector<Ahead>& ahead) {
+  Index steps = 0, lines = 0;
+  for (const AmxProduct& p : products) steps += divide_up(p.pixels, kPixels) * p.kernel_rows * p.steps;
+  for (const Ahead& a : ahead) lines += a.lines;
+  const AmxRegisters registers(k);
+  k.products({products.data(), products.data() + products.size(), ahead.data(), ahead.data() + ahead.size(),
+              std::max<Index>(divide_up(lines, std::max<Index>(steps, 1)), 1)});
+}
+
+// All products of a task, in the order that suits the caches. Where each begins, f(product, group, row, x) adds.
+template <class In, class F>
+void add_products(const AmxWeights& w, const AmxRows<In>& rows, const Tile& t, const F& f,
+                  std::vector<AmxProduct>& products) {
+  const bool small = w.group_size() * static_cast<Index>(sizeof(Bf16)) <= kSmallGroup;
+  const Index together = small ? 1 : w.groups;
+  for (Index g = 0; g < w.groups; g += together) {
+    for (Index r = 0; r < t.rows; r += 2) {
+      for (Index x = t.x, next; x < t.x + t.cols; x = next) {
+        AmxProduct p;
+        for (Index i = g; i < g + together; i++) {
+          p = amx_product(w, i, t, r);
+          p.pixels = rows.rows(r, x, p.rows);
+          if (!small) p.pixels = std::min(p.pixels, kPixels);
+          f(p, i, r, x);
+          products.push_back(p);
+        }
+        next = x + p.pixels;
+      }
+    }
+  }
+}
 
 }  // namespace
 
@@ -258,16 +256,15 @@ void convolve(const Run<float>& run, const AmxWeights& w, const Convolution<floa
   const Index tasks = c.out.n * tiling.tasks();
   if (c.moments) c.moments->resize(tasks, w.out);
   if (c.norm_sums) c.norm_sums->resize(tasks, w.out);
-  const std::size_t size = AmxRows<In>::scratch(w.pixel, tiling, !packed) * sizeof(Bf16);  // then means of channels
+  const std::size_t size = AmxRows<In>::scratch(w.pixel, tiling) * sizeof(Bf16);  // then means of channels
   parallel(run.threads, tasks, size + w.out * sizeof(float), [&](Index task, char* scratch) {
     const Tile t = tiling.tile(task);
     const AmxRows<In> rows(w, c.source, readable, t, reinterpret_cast<Bf16*>(scratch));
     const RowsOf<Bf16> to(c.out, t);
     const RowsOf<const Bf16> add[2] = {{c.add[0], t}, {c.add[1], t}}, mask(c.mask, t);
-    AmxSeries series(w.kernels);
-    each_product(w, t, [&](Index g, Index r, Index x) {
-      AmxProduct p = amx_product(w, g, t, r, x);
-      rows.rows(r, x, p.rows);
+    thread_local std::vector<AmxProduct> products;
+    products.clear();
+    const auto place = [&](AmxProduct& p, Index g, Index r, Index x) {
       if (c.relu) p.least = 0;
       p.out_pixel = to.pixel;
       p.mask_pixel = mask.pixel;
@@ -277,9 +274,15 @@ void convolve(const Run<float>& run, const AmxWeights& w, const Convolution<floa
         p.mask[i] = mask.at(r + i, x, g * kGroup);
         for (int a = 0; a < 2; a++) p.add[a][i] = add[a].at(r + i, x, g * kGroup);
       }
-      series.add(p);
-    });
-    series.finish();
+    };
+    add_products(w, rows, t, place, products);
+    thread_local std::vector<Ahead> ahead;
+    ahead.clear();
+    if (sums || packed) {  // else a strip, which the layer before has left in cache
+      fetch_output(c, t, 0, w.out, ahead);
+      if (task + run.threads < tasks) fetch_input(c.source, tiling.tile(task + run.threads), ahead);
+    }
+    run_products(w.kernels, products, ahead);
     const Map<const Bf16> out = constant(c.out);
     if (c.moments) tile_moments(w.kernels.maps, out, t, reinterpret_cast<float*>(scratch + size), *c.moments, task);
     if (c.norm_sums) tile_norm_sums(w.kernels.maps, c.norm, t, *c.norm_sums, task);
@@ -288,7 +291,7 @@ void convolve(const Run<float>& run, const AmxWeights& w, const Convolution<floa
 
 std::size_t amx_tail_scratch(const AmxWeights& second, const AmxWeights& last) {
   const AmxTiling any({0, 1, 0, 1}, 1, kInPlace);
-  return (AmxRows<Bf16>::scratch(second.pixel, any, true) + 2 * kPixels * last.pixel) * sizeof(Bf16);
+  return (AmxRows<Bf16>::scratch(second.pixel, any) + 2 * kPixels * last.pixel) * sizeof(Bf16);
 }
 
 void amx_tail(int threads, Map<const Bf16> h1, const AmxWeights& second, const AmxWeights& last, const Rect& region,
@@ -297,33 +300,39 @@ void amx_tail(int threads, Map<const Bf16> h1, const AmxWeights& second, const A
   const Rect readable = grow(region, 1, h1.h, h1.w);
   const Source<float, Bf16> source = copy_of<float>(h1);
   const Index row = kPixels * last.pixel;
-  const Index size = AmxRows<Bf16>::scratch(second.pixel, tiling, in_place(source, second.pixel)) + 2 * row;
+  const Index size = AmxRows<Bf16>::scratch(second.pixel, tiling) + 2 * row;
   parallel(threads, h1.n * tiling.tasks(), size * sizeof(Bf16), [&](Index task, char* scratch) {
     const Tile t = tiling.tile(task);
     Bf16* const kept = reinterpret_cast<Bf16*>(scratch);
     const AmxRows<Bf16> rows(second, source, readable, t, kept + 2 * row);
     std::memset(kept, 0, 2 * row * sizeof(Bf16));
-    AmxSeries series(second.kernels);
+    const AmxRegisters registers(second.kernels);
+    thread_local std::vector<AmxProduct> products;
     for (Index x = t.x; x < t.x + t.cols; x += kPixels) {
+      products.clear();
+      const Index cols = std::min(kPixels, t.x + t.cols - x);
       for (Index g = 0; g < second.groups; g++) {
-        AmxProduct p = amx_product(second, g, t, 0, x);
+        AmxProduct p = amx_product(second, g, t, 0);
         rows.rows(0, x, p.rows);
+        p.pixels = cols;
         p.least = 0;
         p.out_pixel = last.pixel;
         for (Index r = 0; r < 2; r++) p.out[r] = kept + r * row + g * kGroup;
-        series.add(p);
+        products.push_back(p);
       }
-      series.finish();
-      AmxProduct p = amx_product(last, 0, t, 0, x);
+      second.kernels.products({products.data(), products.data() + products.size(), nullptr, nullptr, 0});
+      AmxProduct p = amx_product(last, 0, t, 0);
+      p.pixels = cols;
       for (Index r = 0; r < 2; r++) p.rows[r] = kept + r * row;
-      const float* const sums = series.sums_of(p);
+      alignas(64) float sums[AmxProduct::kSums];
+      last.kernels.sums(p, sums);
       for (Index r = 0; r < t.rows; r++) {
         float* const to = taps.data + t.n * taps.sn + row_of(taps, t.y + r) + x;
         for (Index tap = 0; tap < last.out; tap++) {
-          for (Index i = 0; i < p.cols; i++) to[tap * taps.sc + i] = sums[AmxProduct::at(r, i, tap)];
+          for (Index i = 0; i < cols; i++) to[tap * taps.sc + i] = sums[AmxProduct::at(r, i, tap)];
         }
         const Pixels<Bf16> keep = pixels(h2, t.n, t.y + r, x);
-        for (Index i = 0; keep.data && i < p.cols; i++) {
+        for (Index i = 0; keep.data && i < cols; i++) {
           std::memcpy(keep.data + i * keep.pixel, kept + r * row + i * last.pixel, second.out * sizeof(Bf16));
         }
       }

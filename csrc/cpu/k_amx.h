@@ -65,44 +65,115 @@ constexpr Index kTileBf16 = 16 * 32;  // a tile of weights, in elements
 
 constexpr int kMasked = 3;  // instead of a number of maps
 
-// What follows the sums of one pixel, all its channels; A: how many maps are added, or kMasked.
-template <int A> DBLR_INLINE void finish_pixel(const AmxProduct& p, const float* sums, Index pixel) {
-  constexpr int kMaps = A == kMasked ? 1 : A;
-  const Index r = pixel / 16, x = pixel % 16;
-  if (x >= p.cols) return;
-  Bf16* const out = p.out[r] + x * p.out_pixel;
-  const Bf16* maps[2] = {out, out};  // those that there are take these places
-  for (int i = 0; i < kMaps; i++) {
-    maps[i] = A == kMasked ? p.mask[r] + x * p.mask_pixel : p.add[i][r] + x * p.add_pixel[i];
+// Deals out what is wanted ahead, so many lines a call.
+struct Fetches {
+  const Ahead *at, *end;
+  Index lines, done = 0;
+  DBLR_INLINE void fetch() {
+    if (at == end) return;
+    const char* const from = at->data + done * at->stride;
+    if (at->write) {
+      for (Index i = 0; i < lines; i++) __builtin_prefetch(from + i * at->stride, 1);
+    } else {
+      for (Index i = 0; i < lines; i++) __builtin_prefetch(from + i * at->stride, 0, 2);
+    }
+    done += lines;
+    if (done >= at->lines) at++, done = 0;
   }
-  const Vec<float> least = broadcast(p.least);
-  const auto finish = [&](Index c, const Bf16* first, const Bf16* second, Bf16* to) {
-    Vec<float> v = larger(load(sums + AmxProduct::at(r, x, c)) + load(p.bias + c), least);
+};
+
+// 16 pixels a row of a product, from pixel x on.
+struct Part {
+  const AmxProduct* product;
+  Index x;
+};
+
+// What follows the sums of a part, pixel by pixel. A: how many maps are added, or kMasked. It shares the processor's
+// window with products that wait for their operands, so every instruction counts here.
+template <int A> class Finish {
+ public:
+  DBLR_INLINE bool left() const { return rows_ != 0; }
+
+  DBLR_INLINE void begin(const Part& part, const float* sums) {
+    part_ = part;
+    const AmxProduct& p = *part.product;
+    const Index cols = p.pixels - part.x;
+    cols_ = cols < AmxProduct::kPixels ? cols : AmxProduct::kPixels;
+    whole_ = p.channels == 2 * kLanes<float>;
+    rows_ = p.out_rows;
+    least_ = broadcast(p.least);
+    for (Index half = 0; half < 2; half++) bias_[half] = fetch<Vec<float>>(p.bias + half * 16);
+    begin_row(0, sums);
+  }
+
+  DBLR_INLINE void pixel() {
+    if (whole_) {
+      for (Index half = 0; half < 2; half++) {
+        const Index c = half * 16;
+        keep(out_ + c, finished(sums_ + AmxProduct::at(0, 0, c), bias_[half], least_, maps_[0] + c, maps_[1] + c));
+      }
+    } else {
+      pixel_of_fewer(*part_.product, sums_, maps_[0], maps_[1], out_);
+    }
+    const AmxProduct& p = *part_.product;
+    sums_ += 16;
+    out_ += p.out_pixel;
+    for (int m = 0; m < kMaps; m++) maps_[m] += A == kMasked ? p.mask_pixel : p.add_pixel[m];
+    if (--columns_left_ == 0 && --rows_ != 0) begin_row(1, sums_ - cols_ * 16 + AmxProduct::at(1, 0, 0));
+  }
+
+ private:
+  static constexpr int kMaps = A == kMasked ? 1 : A;
+
+  DBLR_INLINE void begin_row(Index r, const float* sums) {
+    const AmxProduct& p = *part_.product;
+    sums_ = sums;
+    columns_left_ = cols_;
+    out_ = p.out[r] + part_.x * p.out_pixel;
+    maps_[0] = maps_[1] = out_;  // those that there are take these places
+    for (int m = 0; m < kMaps; m++) {
+      maps_[m] = A == kMasked ? p.mask[r] + part_.x * p.mask_pixel : p.add[m][r] + part_.x * p.add_pixel[m];
+    }
+  }
+
+  static DBLR_INLINE Vec<float> finished(const float* sums, Vec<float> bias, Vec<float> least, const Bf16* first,
+                                         const Bf16* second) {
+    Vec<float> v = larger(fetch<Vec<float>>(sums) + bias, least);
     if (A == kMasked) v = gate(load(first), v);
     if (A == 1 || A == 2) v = v + load(first);
     if (A == 2) v = v + load(second);
-    keep(to, v);
-  };
-  Index c = 0;
-  for (; c + kLanes<float> <= p.channels; c += kLanes<float>) finish(c, maps[0] + c, maps[1] + c, out + c);
-  if (c == p.channels) return;
-  const Index left = p.channels - c;
-  Bf16 rest[3][kLanes<float>] = {};
-  for (int i = 0; i < kMaps; i++) __builtin_memcpy(rest[i], maps[i] + c, left * sizeof(Bf16));
-  finish(c, rest[0], rest[1], rest[2]);
-  __builtin_memcpy(out + c, rest[2], left * sizeof(Bf16));
-}
+    return v;
+  }
 
-// The sums of `now`, and between its products, which leave the vector units idle, what is to be done with those of
-// `before`, which is another 16 pixels of the same map.
-template <int R, int A>
-void multiply_amx(const AmxProduct& now, float* sums, const AmxProduct& before, const float* sums_before,
-                  Index pixels) {
+  // Where there are not 32 channels. Apart, for then all else stays in registers.
+  __attribute__((noinline)) static void pixel_of_fewer(const AmxProduct& p, const float* sums, const Bf16* first,
+                                                       const Bf16* second, Bf16* out) {
+    for (Index c = 0; c < p.channels; c += 16) {
+      const Index count = p.channels - c < 16 ? p.channels - c : 16;
+      Bf16 padded[3][16] = {};
+      if (kMaps > 0) __builtin_memcpy(padded[0], first + c, count * sizeof(Bf16));
+      if (kMaps > 1) __builtin_memcpy(padded[1], second + c, count * sizeof(Bf16));
+      keep(padded[2], finished(sums + AmxProduct::at(0, 0, c), fetch<Vec<float>>(p.bias + c), broadcast(p.least),
+                               padded[0], padded[1]));
+      __builtin_memcpy(out + c, padded[2], count * sizeof(Bf16));
+    }
+  }
+
+  Part part_;
+  Vec<float> bias_[2], least_;
+  const float* sums_;
+  Bf16* out_;
+  const Bf16* maps_[2];
+  Index cols_, columns_left_ = 0, rows_ = 0;
+  bool whole_ = false;
+};
+
+// The sums of a part, and between its products, which leave the vector units idle: beside(step).
+template <int R, class Beside> DBLR_INLINE void multiply_amx(const Part& now, float* sums, const Beside& beside) {
   DBLR_TILES;
-  const Index bytes = now.pixel * static_cast<Index>(sizeof(Bf16));
-  const Index steps = now.kernel_rows * now.steps, each = (pixels + steps - 1) / steps;
-  const Bf16* w = now.weights;
-  Index done = 0;
+  const AmxProduct& p = *now.product;
+  const Index bytes = p.pixel * static_cast<Index>(sizeof(Bf16));
+  const Bf16* w = p.weights;
   fence();
   tile_zero(0);
   tile_zero(1);
@@ -110,9 +181,9 @@ void multiply_amx(const AmxProduct& now, float* sums, const AmxProduct& before, 
     tile_zero(2);
     tile_zero(3);
   }
-  for (Index dy = 0; dy < now.kernel_rows; dy++) {
-    const Bf16 *a = now.rows[dy], *below = now.rows[dy + R - 1];
-    for (Index k = 0; k < now.steps; k++, a += 32, below += 32, w += 2 * kTileBf16) {
+  for (Index dy = 0; dy < p.kernel_rows; dy++) {
+    const Bf16 *a = p.rows[dy] + now.x * p.pixel, *below = p.rows[dy + R - 1] + now.x * p.pixel;
+    for (Index k = 0; k < p.steps; k++, a += 32, below += 32, w += 2 * kTileBf16) {
       tile_load(4, a, bytes);
       if (R == 2) tile_load(5, below, bytes);
       tile_load(6, w, kTileRow);
@@ -123,9 +194,7 @@ void multiply_amx(const AmxProduct& now, float* sums, const AmxProduct& before, 
         tile_dot(2, 5, 6);
         tile_dot(3, 5, 7);
       }
-      for (const Index end = done + each < pixels ? done + each : pixels; done < end; done++) {
-        finish_pixel<A>(before, sums_before, done);
-      }
+      beside();
     }
   }
   tile_store(0, sums, kTileRow);
@@ -136,23 +205,39 @@ void multiply_amx(const AmxProduct& now, float* sums, const AmxProduct& before, 
   }
 }
 
-template <int A>
-void product_with(const AmxProduct* now, float* sums, const AmxProduct* before, const float* sums_before) {
-  const Index pixels = before ? before->out_rows * 16 : 0;
-  if (now) {
-    const AmxProduct& last = before ? *before : *now;
-    now->out_rows == 2 ? multiply_amx<2, A>(*now, sums, last, sums_before, pixels)
-                       : multiply_amx<1, A>(*now, sums, last, sums_before, pixels);
-  } else {
-    for (Index pixel = 0; pixel < pixels; pixel++) finish_pixel<A>(*before, sums_before, pixel);
-  }
+template <class Beside> DBLR_INLINE void multiply_part(const Part& now, float* sums, const Beside& beside) {
+  now.product->out_rows == 2 ? multiply_amx<2>(now, sums, beside) : multiply_amx<1>(now, sums, beside);
 }
 
-void amx_product(const AmxProduct* now, float* sums, const AmxProduct* before, const float* sums_before) {
-  if (before && before->mask[0]) return product_with<kMasked>(now, sums, before, sums_before);
-  if (!before || !before->add[0][0]) return product_with<0>(now, sums, before, sums_before);
-  before->add[1][0] ? product_with<2>(now, sums, before, sums_before)
-                    : product_with<1>(now, sums, before, sums_before);
+// Each part is finished while the next one's products are made.
+template <int A> void products_with(const AmxProducts& all) {
+  alignas(kTileRow) float sums[2][AmxProduct::kSums];
+  Fetches fetches = {all.ahead, all.ahead_end, all.lines};
+  Finish<A> before;
+  int turn = 0;
+  for (const AmxProduct* p = all.first; p != all.last; p++) {
+    const Index steps = p->kernel_rows * p->steps, each = (p->out_rows * AmxProduct::kPixels + steps - 1) / steps;
+    for (Index x = 0; x < p->pixels; x += AmxProduct::kPixels, turn = 1 - turn) {
+      multiply_part({p, x}, sums[turn], [&] {
+        for (Index i = 0; i < each && before.left(); i++) before.pixel();
+        fetches.fetch();
+      });
+      while (before.left()) before.pixel();
+      before.begin({p, x}, sums[turn]);
+    }
+  }
+  while (before.left()) before.pixel();
+}
+
+void amx_products(const AmxProducts& all) {
+  if (all.first == all.last) return;
+  if (all.first->mask[0]) return products_with<kMasked>(all);
+  if (!all.first->add[0][0]) return products_with<0>(all);
+  all.first->add[1][0] ? products_with<2>(all) : products_with<1>(all);
+}
+
+void amx_sums(const AmxProduct& p, float* sums) {
+  multiply_part({&p, 0}, sums, [] {});
 }
 
 void narrow_row(const float* from, Bf16* to, Index count) {
@@ -164,38 +249,77 @@ void narrow_row(const float* from, Bf16* to, Index count) {
   for (Index j = 0; i < count; i++, j++) to[i] = rest[j];
 }
 
-// I, O: times 16 channels in and out.
-template <int I, int O> void gradient_tiles(const AmxGradient& g) {
+constexpr Index kTileSums = 16 * 16;
+
+// Of a tap, I x O times 16 channels in and out from `sums` on; the next tap's sums are brought near meanwhile.
+template <int I, int O>
+DBLR_INLINE void gradient_tap(const AmxGradient& g, const Bf16* const* x, Index x_from, Index dz_from, float* const* sums,
+                              Fetches& fetches) {
   DBLR_TILES;
-  const Index bytes = g.x_channel * static_cast<Index>(sizeof(Bf16));
+  const Index near = (kTileSums / 16 + g.rows * g.steps - 1) / (g.rows * g.steps);  // lines of each tile beside a step
+  Index line = 0;
   fence();
-  tile_load(0, g.sums[0][0], kTileRow);
-  if (O == 2) tile_load(1, g.sums[0][1], kTileRow);
-  if (I == 2) tile_load(2, g.sums[1][0], kTileRow);
-  if (I == 2 && O == 2) tile_load(3, g.sums[1][1], kTileRow);
+  if (g.first) {
+    tile_zero(0);
+    if (I == 2) tile_zero(1);
+    if (O == 2) tile_zero(2);
+    if (I == 2 && O == 2) tile_zero(3);
+  } else {
+    tile_load(0, sums[0], kTileRow);
+    if (I == 2) tile_load(1, sums[1], kTileRow);
+    if (O == 2) tile_load(2, sums[2], kTileRow);
+    if (I == 2 && O == 2) tile_load(3, sums[3], kTileRow);
+  }
   for (Index row = 0; row < g.rows; row++) {
-    const Bf16 *x = g.x[row], *dz = g.dz[row];
-    for (Index k = 0; k < g.steps; k++, x += 32, dz += kTileBf16) {
-      tile_load(4, x, bytes);
-      if (I == 2) tile_load(5, x + 16 * g.x_channel, bytes);
-      tile_load(6, dz, kTileRow);
-      if (O == 2) tile_load(7, dz + g.dz_tile, kTileRow);
+    const Bf16 *b = x[row] + x_from, *a = g.dz[row] + dz_from;
+    for (Index k = 0; k < g.steps; k++, a += kTileBf16, b += kTileBf16) {
+      tile_load(4, a, kTileRow);
+      if (O == 2) tile_load(5, a + g.dz_tile, kTileRow);
+      tile_load(6, b, kTileRow);
+      if (I == 2) tile_load(7, b + g.x_tile, kTileRow);
       tile_dot(0, 4, 6);
-      if (O == 2) tile_dot(1, 4, 7);
-      if (I == 2) tile_dot(2, 5, 6);
+      if (I == 2) tile_dot(1, 4, 7);
+      if (O == 2) tile_dot(2, 5, 6);
       if (I == 2 && O == 2) tile_dot(3, 5, 7);
+      for (const Index end = line + near; line < end; line++) {
+        for (int t = 0; t < 4; t++) __builtin_prefetch(sums[t] + kTileSums + line * 16, 1);
+      }
+      fetches.fetch();
     }
   }
-  tile_store(0, g.sums[0][0], kTileRow);
-  if (O == 2) tile_store(1, g.sums[0][1], kTileRow);
-  if (I == 2) tile_store(2, g.sums[1][0], kTileRow);
-  if (I == 2 && O == 2) tile_store(3, g.sums[1][1], kTileRow);
+  tile_store(0, sums[0], kTileRow);
+  if (I == 2) tile_store(1, sums[1], kTileRow);
+  if (O == 2) tile_store(2, sums[2], kTileRow);
+  if (I == 2 && O == 2) tile_store(3, sums[3], kTileRow);
   fence();
 }
 
+template <int I, int O> void gradient_tiles(const AmxGradient& g, Index in, Index out, Fetches& fetches) {
+  float* sums[4];
+  for (Index t = 0; t < 4; t++) {  // those that there are take all places
+    const Index i = I == 2 ? in + t % 2 : in, o = O == 2 ? out + t / 2 : out;
+    sums[t] = g.sums + (i * g.out_tiles + o) * AmxGradient::kTaps * kTileSums;
+  }
+  for (Index turn = 0; turn < AmxGradient::kTaps; turn++) {
+    const Index dy = AmxGradient::tap(turn) / 3, dx = AmxGradient::tap(turn) % 3;
+    const Index from = dx == 1 ? 0 : g.odd + dx / 2 * 32;  // the pairs from a pixel to the right are one on
+    gradient_tap<I, O>(g, g.x + dy, in * g.x_tile + from, out * g.dz_tile, sums, fetches);
+    for (float*& s : sums) s += kTileSums;
+  }
+}
+
 void amx_gradient(const AmxGradient& g) {
-  if (g.two_in) return g.two_out ? gradient_tiles<2, 2>(g) : gradient_tiles<2, 1>(g);
-  g.two_out ? gradient_tiles<1, 2>(g) : gradient_tiles<1, 1>(g);
+  Fetches fetches = {g.ahead, g.ahead_end, g.lines};
+  for (Index in = 0; in < g.in_tiles; in += 2) {
+    for (Index out = 0; out < g.out_tiles; out += 2) {
+      const bool two_in = in + 1 < g.in_tiles, two_out = out + 1 < g.out_tiles;
+      if (two_in) {
+        two_out ? gradient_tiles<2, 2>(g, in, out, fetches) : gradient_tiles<2, 1>(g, in, out, fetches);
+      } else {
+        two_out ? gradient_tiles<1, 2>(g, in, out, fetches) : gradient_tiles<1, 1>(g, in, out, fetches);
+      }
+    }
+  }
 }
 
 #if DBLR_NATIVE == 64
@@ -214,11 +338,11 @@ DBLR_INLINE __m512i paired(const Bf16* from, Index pixel, Index p) {
   const __m512i odd = _mm512_maskz_cvtepu16_epi32(0xffff, fetch<__m256i>(from + (2 * p + 1) * pixel));
   return _mm512_or_si512(even, _mm512_maskz_slli_epi32(0xffff, odd, 16));
 }
-void pair(const Bf16* from, Index pixel, Bf16* to) {
-  for (Index p = 0; p < 16; p++) store(to + p * 32, paired(from, pixel, p));
+void pair(const Bf16* from, Index pixel, Index pairs, Bf16* to) {
+  for (Index p = 0; p < pairs; p++) store(to + p * 32, paired(from, pixel, p));
 }
 // 16 x 16 pairs are turned as words of 32 bits.
-void transpose(const Bf16* from, Index pixel, Bf16* to, Index stride) {
+void transpose(const Bf16* from, Index pixel, Bf16* to) {
   __m512i a[16], b[16];
 #pragma GCC unroll 16
   for (int p = 0; p < 16; p++) a[p] = paired(from, pixel, p);
@@ -239,26 +363,26 @@ void transpose(const Bf16* from, Index pixel, Bf16* to, Index stride) {
   for (int c = 0; c < 4; c++) {
     const __m512i even0 = even128(a[c], a[4 + c]), odd0 = odd128(a[c], a[4 + c]);
     const __m512i even1 = even128(a[8 + c], a[12 + c]), odd1 = odd128(a[8 + c], a[12 + c]);
-    store(to + c * stride, even128(even0, even1));
-    store(to + (c + 4) * stride, even128(odd0, odd1));
-    store(to + (c + 8) * stride, odd128(even0, even1));
-    store(to + (c + 12) * stride, odd128(odd0, odd1));
+    store(to + c * 32, even128(even0, even1));
+    store(to + (c + 4) * 32, even128(odd0, odd1));
+    store(to + (c + 8) * 32, odd128(even0, even1));
+    store(to + (c + 12) * 32, odd128(odd0, odd1));
   }
 }
 #else
-void pair(const Bf16* from, Index pixel, Bf16* to) {
-  for (Index x = 0; x < 32; x++) {
+void pair(const Bf16* from, Index pixel, Index pairs, Bf16* to) {
+  for (Index x = 0; x < 2 * pairs; x++) {
     for (Index c = 0; c < 16; c++) to[(x / 2 * 16 + c) * 2 + x % 2] = from[x * pixel + c];
   }
 }
-void transpose(const Bf16* from, Index pixel, Bf16* to, Index stride) {
+void transpose(const Bf16* from, Index pixel, Bf16* to) {
   for (Index x = 0; x < 32; x++) {
-    for (Index c = 0; c < 16; c++) to[c * stride + x] = from[x * pixel + c];
+    for (Index c = 0; c < 16; c++) to[c * 32 + x] = from[x * pixel + c];
   }
 }
 #endif
 
-constexpr AmxKernels kAmxKernels = {amx_begin, amx_end, amx_product, narrow_row, amx_gradient, pair, transpose,
+constexpr AmxKernels kAmxKernels = {amx_begin, amx_end, amx_products, amx_sums, narrow_row, amx_gradient, pair, transpose,
                                     map_kernels<float, Bf16>()};
 
 }  // namespace

@@ -209,18 +209,20 @@ struct Bf16Kernels {
   void (*output)(const WinogradOutput<float, Bf16>&);
 };
 
-// A convolution of 1 or 2 rows of 16 pixels with up to 32 output channels, directly, in bf16 with sums in float.
+// A convolution of 1 or 2 rows of pixels with up to 32 output channels, directly, in bf16 with sums in float.
 // Of a row of the input, `steps` times 32 elements count from the first pixel that a kernel row covers on: its pixels
 // adjoin, and what goes beyond them meets weights of zero, and must be a number.
 struct AmxProduct {
+  static constexpr Index kPixels = 16;  // are summed at a time
   static constexpr Index kSums = 2 * 2 * 16 * 16;
-  // Where the sum of a row's pixel x and channel c lies.
+  // Where the sum of one of these pixels of a row and of channel c lies.
   static constexpr Index at(Index row, Index x, Index c) { return ((row * 2 + c / 16) * 16 + x) * 16 + c % 16; }
   const Bf16* rows[4];  // of the input, from the top row of the kernel on the first row of the output on
   Index pixel;          // of the input, in elements
   Index kernel_rows, steps, out_rows;
   const Bf16* weights;    // [kernel row][step][half of the output channels][16 pairs][16 channels][2]
-  Index cols, channels;   // how much is stored
+  Index pixels;           // of a row; the input of whole times 16 is read
+  Index channels;         // that are stored
   const float* bias;      // [32]
   float least;            // then what lies below becomes this: 0 for a ReLU, minus infinity for none
   Bf16* out[2];           // a row each
@@ -231,26 +233,44 @@ struct AmxProduct {
   Index mask_pixel;
 };
 
-// Adds to sums of products of 16 or 32 channels of an input with as many of a gradient: [32 of a row's pixels a step].
-// The input lies [channel][pixel], the gradient [16 channels][pair of pixels][channel][2].
+// Some that add as many maps each, or have a mask each; and what is to be fetched meanwhile.
+struct AmxProducts {
+  const AmxProduct *first, *last;
+  const Ahead *ahead, *ahead_end;
+  Index lines;  // of it, beside each step
+};
+
+// Weight gradient of a 3x3 convolution: adds to sums[16 channels in][16 channels out][turn][channel out][channel in],
+// over rows of times 32 pixels. The gradient lies [16 channels][32 pixels][channel][pixel]. Of a row of the input each 16
+// channels lie [pair of pixels][channel][2], from the row's first pixel on, and again, `odd` elements on, in pairs that
+// begin with the pixel before it.
 struct AmxGradient {
-  const Bf16 *x[2], *dz[2];  // rows of both, from their first channels on
-  Index rows, steps;
-  Index x_channel, dz_tile;  // from one channel, and from one 16, to the next
-  bool two_in, two_out;      // times 16 channels
-  float* sums[2][2];         // of each 16 channels in by 16 out: [in][out]
+  static constexpr Index kRows = 4, kTaps = 9;
+  // Taps take turns so that each reads much of what the one before did: down and up, pairs that begin alike together.
+  static constexpr Index tap(Index turn) {
+    const Index dx = turn / 3, dy = turn % 3;
+    return dx == 0 ? dy * 3 : dx == 1 ? (2 - dy) * 3 + 2 : dy * 3 + 1;
+  }
+  const Bf16 *x[kRows + 2], *dz[kRows];  // x: from the row above on
+  Index rows, steps;                     // steps of 32 pixels
+  Index in_tiles, out_tiles;             // of 16 channels
+  Index x_tile, odd, dz_tile;            // from one tile to the next
+  float* sums;
+  bool first;  // sums hold nothing yet
+  const Ahead *ahead, *ahead_end;
+  Index lines;  // of it, beside each step
 };
 
 struct AmxKernels {
   void (*begin)();  // before a thread's first product, and after its last: they set and release its registers
   void (*end)();
-  // The sums of `now`, and meanwhile what follows the sums of `before`, the call before; either may be null.
-  void (*product)(const AmxProduct* now, float* sums, const AmxProduct* before, const float* sums_before);
+  void (*products)(const AmxProducts&);
+  void (*sums)(const AmxProduct&, float* sums);  // of 16 pixels alone
   void (*narrow)(const float* from, Bf16* to, Index count);
   void (*gradient)(const AmxGradient&);  // between begin and end
-  // 16 channels of 32 pixels: to[pair of pixels][channel][2], and to[channel * stride + pixel].
-  void (*pair)(const Bf16* from, Index pixel, Bf16* to);
-  void (*transpose)(const Bf16* from, Index pixel, Bf16* to, Index stride);
+  // 16 channels: to[pair of pixels][channel][2]; and of 32 pixels to[channel][pixel].
+  void (*pair)(const Bf16* from, Index pixel, Index pairs, Bf16* to);
+  void (*transpose)(const Bf16* from, Index pixel, Bf16* to);
   MapKernels<float, Bf16> maps;
 };
 

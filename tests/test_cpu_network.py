@@ -213,10 +213,42 @@ def test_amx_errs_as_eager_bf16(amx, h, w, blocks, width):
         assert torch.equal(y[:1], network(LAYOUTS["transposed"](x[:1]), (0, h, 0, w)))
 
 
+@pytest.mark.parametrize("h,w,blocks,width", ((1, 1, 1, 64), (5, 33, 0, 96), (37, 53, 2, 64), (9, 2100, 0, 32)))
 @torch.no_grad()
-def test_amx_on_a_part_agrees_with_the_whole_to_the_bit(amx):
+def test_amx_half_splits_numbers_in_two(amx, h, w, blocks, width):
+    """Of maps and of both sides of every product 16 bits count, and the exponents of float32."""
+    model = network_of(blocks, width=width)
+    network = BACKEND.network(folded(model), "half", torch.device("cpu"))
+    x = torch.rand(1, 5, h, w)
+    y, exact = network(x, (0, h, 0, w)), copy.deepcopy(model).double()(x.double())
+    error, unit = (y - exact).norm(), (2 * blocks + 7) ** 0.5 * 2 ** -16 * exact.norm()
+    assert error < 2 * unit
+    large = network(x * 1e30, (0, h, 0, w))  # float16 ends at 65504
+    assert (large - copy.deepcopy(model).double()(x.double() * 1e30)).norm() < 1e30 * 4 * unit
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        assert torch.equal(y, network(LAYOUTS["transposed"](x), (0, h, 0, w)))
+    x[0, 2, h // 2, w // 2] = torch.nan
+    assert network(x, (0, h, 0, w)).isnan().any()
+
+
+@torch.no_grad()
+def test_amx_half_of_other_widths_goes_by_winograd(amx):
+    """Split maps have times 32 channels; with other widths `half` means what it means elsewhere, limits too."""
+    model = network_of(1, width=48)
+    network = BACKEND.network(folded(model), "half", torch.device("cpu"))
+    x = torch.rand(1, 5, 11, 13)
+    y, exact = network(x, (0, 11, 0, 13)), copy.deepcopy(model).double()(x.double())
+    assert 2 ** -14 * exact.norm() < (y - exact).norm() < 2 * 9 ** 0.5 * 2 ** -11 * exact.norm()
+    with pytest.raises(ValueError, match="beyond 65504.*take precision exact or fast"):
+        network(x * 1e30, (0, 11, 0, 13))
+
+
+@pytest.mark.parametrize("level", ("half", "bf16"))
+@torch.no_grad()
+def test_amx_on_a_part_agrees_with_the_whole_to_the_bit(amx, level):
     """A pixel's sums have one order, wherever the picture is cut."""
-    network = BACKEND.network(folded(network_of(1)), "bf16", torch.device("cpu"))
+    network = BACKEND.network(folded(network_of(1)), level, torch.device("cpu"))
     x = torch.rand(1, 5, 41, 67)
     whole = network(x, (0, 41, 0, 67))
     for y0, y1, x0, x1 in ((0, 1, 0, 1), (40, 41, 66, 67), (7, 30, 20, 21), (13, 29, 9, 60)):

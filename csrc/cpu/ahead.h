@@ -27,6 +27,8 @@ void fetch_part(const Map<S>& m, Index n, const Rect& part, Index first, Index c
   }
 }
 
+inline Rect covered(const Tile& t) { return {t.y, t.y + t.rows, t.x, t.x + t.cols}; }
+
 // What a tile of the output is made from: itself and the pixels around it.
 template <class T, class In> void fetch_input(const Source<T, In>& source, const Tile& t, std::vector<Ahead>& ahead) {
   const Rect part = {t.y - 1, t.y + t.rows + 1, t.x - 1, t.x + t.cols + 1};
@@ -37,7 +39,7 @@ template <class T, class In> void fetch_input(const Source<T, In>& source, const
 template <class T, class In, class Out>
 void fetch_output(const Convolution<T, In, Out>& c, const Tile& t, Index first, Index channels,
                   std::vector<Ahead>& ahead) {
-  const Rect part = {t.y, t.y + t.rows, t.x, t.x + t.cols};
+  const Rect part = covered(t);
   fetch_part(c.out, t.n, part, first, channels, true, ahead);
   for (const Map<const Out>& map : {c.add[0], c.add[1], c.mask, c.norm.a, c.norm.b}) {
     if (map.data != c.out.data) fetch_part(map, t.n, part, first, channels, false, ahead);

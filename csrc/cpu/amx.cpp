@@ -16,7 +16,7 @@ namespace {
 constexpr Index kPixels = 16, kGroup = 32, kHalf = 16, kTile = kHalf * kGroup;
 constexpr Index kTaken = kPixels + 3;  // pixels that 16 outputs read: a neighbour a side, and one that meets zeros
 // Weights of a group of output channels up to this size stay in the first-level cache from pixels to pixels; of larger
-// ones the pixels stay there, from group to group.
+// ones the pixels stay there, from group to group. Split ones, which are too many for the second level, stay in that.
 constexpr Index kSmallGroup = 40 << 10;
 constexpr Index kEdges = 3;  // at most so many times 16 pixels of a row touch an edge: the first, and the last two
 
@@ -26,6 +26,7 @@ struct AmxShape {
   Index rows, pieces;
 };
 constexpr AmxShape kInPlace = {2, 20}, kPacked = {8, 8};
+constexpr Index kTailPixels = 128;  // of a row, whose L34 is held for L35
 constexpr Index kMostTaken = kPacked.rows + 2;  // rows that a task reads
 
 // A region in such tasks. threads: tasks are cut smaller to give each some; 1 where results depend on the tasks.
@@ -64,15 +65,16 @@ void load_readable(const Rect& readable, Index y, Index x0, Index cols, Index pi
   if (begin < end) load(begin, end);
 }
 
-void load_row(const AmxKernels& k, const Source<float, Bf16>& s, const Rect& readable, Index n, Index y, Index x0,
-              Index cols, Index pixel, Bf16* to) {
-  amx_load_row(k, s, readable, n, y, x0, cols, 0, s.a.c, pixel, to);
+void load_row(const AmxWeights& w, const Source<float, Bf16>& s, const Rect& readable, Index n, Index y, Index x0,
+              Index cols, Bf16* to) {
+  amx_load_row(w.kernels, s, readable, n, y, x0, cols, 0, s.a.c, w.pixel, to);
 }
-void load_row(const AmxKernels& k, const Source<float>& s, const Rect& readable, Index n, Index y, Index x0, Index cols,
-              Index pixel, Bf16* to) {
-  load_readable(readable, y, x0, cols, pixel, to, [&](Index begin, Index end) {
-    const float* const from = s.a.data + n * s.a.sn + row_of(s.a, y) + (x0 + begin) * pixel;
-    k.narrow(from, to + begin * pixel, (end - begin) * pixel);
+void load_row(const AmxWeights& w, const Source<float>& s, const Rect& readable, Index n, Index y, Index x0, Index cols,
+              Bf16* to) {
+  load_readable(readable, y, x0, cols, w.pixel, to, [&](Index begin, Index end) {
+    const float* const from = s.a.data + n * s.a.sn + row_of(s.a, y) + (x0 + begin) * s.a.sw;
+    if (w.split) return w.kernels.split(from, end - begin, w.in, to + begin * w.pixel, w.low());
+    w.kernels.narrow(from, to + begin * w.pixel, (end - begin) * w.pixel);
   });
 }
 
@@ -89,7 +91,7 @@ template <class In> class AmxRows {
         whole_(!in_place(s, w.pixel) || t.y - 1 < readable.y0 || t.y + t.rows + 1 > readable.y1) {
     const auto pack = [&](Index x0, Index cols, Bf16* to) {
       for (Index r = 0; r < t.rows + 2; r++, to += cols * pixel_) {
-        load_row(w.kernels, s, readable, t.n, t.y - 1 + r, x0, cols, pixel_, to);
+        load_row(w, s, readable, t.n, t.y - 1 + r, x0, cols, to);
       }
     };
     if (whole_) {
@@ -148,6 +150,8 @@ template <class S> struct RowsOf {
 AmxProduct amx_product(const AmxWeights& w, Index g, const Tile& t, Index r) {
   AmxProduct p = {};
   p.pixel = w.pixel;
+  p.low = w.low();
+  p.out_low = w.out_low();
   p.kernel_rows = w.kernel_rows;
   p.steps = w.steps;
   p.out_rows = std::min<Index>(2, t.rows - r);
@@ -181,7 +185,7 @@ void run_products(const AmxKernels& k, const std::vector<AmxProduct>& products, 
 template <class In, class F>
 void add_products(const AmxWeights& w, const AmxRows<In>& rows, const Tile& t, const F& f,
                   std::vector<AmxProduct>& products) {
-  const bool small = w.group_size() * static_cast<Index>(sizeof(Bf16)) <= kSmallGroup;
+  const bool small = w.split || w.group_size() * static_cast<Index>(sizeof(Bf16)) <= kSmallGroup;
   const Index together = small ? 1 : w.groups;
   for (Index g = 0; g < w.groups; g += together) {
     for (Index r = 0; r < t.rows; r += 2) {
@@ -202,13 +206,17 @@ void add_products(const AmxWeights& w, const AmxRows<In>& rows, const Tile& t, c
 
 }  // namespace
 
-bool amx_suits(Index in, Index out) { return in % kAmxChannels == 0 && out % kAmxChannels == 0; }
+bool amx_suits(Index in, Index out, bool split) {
+  return in % kAmxChannels == 0 && out % (split ? kSplitChannels : kAmxChannels) == 0;
+}
 
 AmxWeights::AmxWeights(const AmxKernels& kernels, int threads, const Filter<float>& f, const float* bias,
-                       const double* scale)
-    : kernels(kernels), in(f.in), out(f.out), kernel_rows(f.kernel), pixel(amx_filled(f.in)),
-      steps(divide_up(f.kernel * pixel, kGroup)), groups(divide_up(f.out, kGroup)), data_(groups * group_size()),
-      bias_(groups * kGroup) {
+                       const double* scale, bool split)
+    : kernels(kernels), in(f.in), out(f.out), kernel_rows(f.kernel), split(split),
+      pixel(split ? 2 * split_filled(f.in) : amx_filled(f.in)),
+      steps(divide_up(f.kernel * (split ? pixel / 2 : pixel), kGroup)), groups(divide_up(f.out, kGroup)),
+      data_(groups * group_size()), bias_(groups * kGroup) {
+  const Index channels = split ? pixel / 2 : pixel, tiles = split ? 4 : 2;
   parallel(threads, groups, 0, [&](Index g, char*) {
     Bf16* const to = data_.data() + g * group_size();
     for (Index c = 0; c < kGroup; c++) {
@@ -218,15 +226,18 @@ AmxWeights::AmxWeights(const AmxKernels& kernels, int threads, const Filter<floa
     // A kernel row is one run: pixel by pixel its channels.
     for (Index row = 0; row < kernel_rows; row++) {
       for (Index k = 0; k < steps * kGroup; k++) {
-        const Index dx = k / pixel, channel = k % pixel, tap = row * f.kernel + dx;
+        const Index dx = k / channels, channel = k % channels, tap = row * f.kernel + dx;
         const Index from = channel * f.si + (f.flip ? f.kernel * f.kernel - 1 - tap : tap);
-        Bf16* const tiles = to + (row * steps + k / kGroup) * 2 * kTile + k % kGroup / 2 * 2 * kHalf + k % 2;
+        Bf16* const step = to + (row * steps + k / kGroup) * tiles * kTile + k % kGroup / 2 * 2 * kHalf + k % 2;
         for (Index c = 0; c < kGroup; c++) {
           const Index o = g * kGroup + c;
           float value = 0;
           if (o < out && dx < f.kernel && channel < in) value = f.data[o * f.so + from];
           if (scale && o < out) value = static_cast<float>(value * scale[o]);
-          tiles[c / kHalf * kTile + c % kHalf * 2] = to_bf16(value);
+          Bf16* const at = step + c / kHalf * kTile + c % kHalf * 2;
+          const Bf16 high = to_bf16(value);
+          if (split) *at = to_bf16(value - to_float(high));
+          at[split ? 2 * kTile : 0] = high;
         }
       }
     }
@@ -278,9 +289,13 @@ void convolve(const Run<float>& run, const AmxWeights& w, const Convolution<floa
     add_products(w, rows, t, place, products);
     thread_local std::vector<Ahead> ahead;
     ahead.clear();
-    if (sums || packed) {  // else a strip, which the layer before has left in cache
-      fetch_output(c, t, 0, w.out, ahead);
-      if (task + run.threads < tasks) fetch_input(c.source, tiling.tile(task + run.threads), ahead);
+    const Index next = task + run.threads;  // what this thread is likely to go on with
+    if (sums || packed) fetch_output(c, t, 0, w.out, ahead);
+    if (next < tasks) {
+      const Tile then = tiling.tile(next);
+      // What a strip reads was the last layer's work and is near, but split it is twice as much.
+      if (sums || packed || w.split) fetch_input(c.source, then, ahead);
+      for (const auto& map : c.add) fetch_part(map, then.n, covered(then), 0, map.c, false, ahead);
     }
     run_products(w.kernels, products, ahead);
     const Map<const Bf16> out = constant(c.out);
@@ -291,7 +306,7 @@ void convolve(const Run<float>& run, const AmxWeights& w, const Convolution<floa
 
 std::size_t amx_tail_scratch(const AmxWeights& second, const AmxWeights& last) {
   const AmxTiling any({0, 1, 0, 1}, 1, kInPlace);
-  return (AmxRows<Bf16>::scratch(second.pixel, any) + 2 * kPixels * last.pixel) * sizeof(Bf16);
+  return (AmxRows<Bf16>::scratch(second.pixel, any) + 2 * kTailPixels * last.pixel) * sizeof(Bf16);
 }
 
 void amx_tail(int threads, Map<const Bf16> h1, const AmxWeights& second, const AmxWeights& last, const Rect& region,
@@ -299,7 +314,7 @@ void amx_tail(int threads, Map<const Bf16> h1, const AmxWeights& second, const A
   const AmxTiling tiling(region, threads, kInPlace);
   const Rect readable = grow(region, 1, h1.h, h1.w);
   const Source<float, Bf16> source = copy_of<float>(h1);
-  const Index row = kPixels * last.pixel;
+  const Index row = kTailPixels * last.pixel;
   const Index size = AmxRows<Bf16>::scratch(second.pixel, tiling) + 2 * row;
   parallel(threads, h1.n * tiling.tasks(), size * sizeof(Bf16), [&](Index task, char* scratch) {
     const Tile t = tiling.tile(task);
@@ -308,31 +323,37 @@ void amx_tail(int threads, Map<const Bf16> h1, const AmxWeights& second, const A
     std::memset(kept, 0, 2 * row * sizeof(Bf16));
     const AmxRegisters registers(second.kernels);
     thread_local std::vector<AmxProduct> products;
-    for (Index x = t.x; x < t.x + t.cols; x += kPixels) {
+    for (Index x0 = t.x; x0 < t.x + t.cols; x0 += kTailPixels) {
+      const Index cols = std::min(kTailPixels, t.x + t.cols - x0);
       products.clear();
-      const Index cols = std::min(kPixels, t.x + t.cols - x);
       for (Index g = 0; g < second.groups; g++) {
         AmxProduct p = amx_product(second, g, t, 0);
-        rows.rows(0, x, p.rows);
-        p.pixels = cols;
         p.least = 0;
         p.out_pixel = last.pixel;
-        for (Index r = 0; r < 2; r++) p.out[r] = kept + r * row + g * kGroup;
-        products.push_back(p);
+        for (Index x = 0; x < cols; x += p.pixels) {
+          p.pixels = std::min(rows.rows(0, x0 + x, p.rows), cols - x);
+          for (Index r = 0; r < 2; r++) p.out[r] = kept + r * row + x * last.pixel + g * kGroup;
+          products.push_back(p);
+        }
       }
       second.kernels.products({products.data(), products.data() + products.size(), nullptr, nullptr, 0});
       AmxProduct p = amx_product(last, 0, t, 0);
-      p.pixels = cols;
-      for (Index r = 0; r < 2; r++) p.rows[r] = kept + r * row;
       alignas(64) float sums[AmxProduct::kSums];
-      last.kernels.sums(p, sums);
-      for (Index r = 0; r < t.rows; r++) {
-        float* const to = taps.data + t.n * taps.sn + row_of(taps, t.y + r) + x;
-        for (Index tap = 0; tap < last.out; tap++) {
-          for (Index i = 0; i < cols; i++) to[tap * taps.sc + i] = sums[AmxProduct::at(r, i, tap)];
+      for (Index x = 0; x < cols; x += kPixels) {
+        for (Index r = 0; r < 2; r++) p.rows[r] = kept + r * row + x * last.pixel;
+        last.kernels.sums(p, sums);
+        for (Index r = 0; r < t.rows; r++) {
+          float* const to = taps.data + t.n * taps.sn + row_of(taps, t.y + r) + x0 + x;
+          for (Index tap = 0; tap < last.out; tap++) {
+            for (Index i = 0; i < std::min(kPixels, cols - x); i++) {
+              to[tap * taps.sc + i] = sums[AmxProduct::at(r, i, tap)];
+            }
+          }
         }
-        const Pixels<Bf16> keep = pixels(h2, t.n, t.y + r, x);
-        for (Index i = 0; keep.data && i < cols; i++) {
+      }
+      for (Index r = 0; h2.data && r < t.rows; r++) {
+        const Pixels<Bf16> keep = pixels(h2, t.n, t.y + r, x0);
+        for (Index i = 0; i < cols; i++) {
           std::memcpy(keep.data + i * keep.pixel, kept + r * row + i * last.pixel, second.out * sizeof(Bf16));
         }
       }

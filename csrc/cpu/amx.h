@@ -10,21 +10,25 @@
 namespace dblr {
 
 // Channels of a matrix, to whose multiples channels are filled up with zeros.
-constexpr Index kAmxChannels = 16;
+constexpr Index kAmxChannels = 16, kSplitChannels = 32;
 inline Index amx_filled(Index channels) { return divide_up(channels, kAmxChannels) * kAmxChannels; }
+inline Index split_filled(Index channels) { return divide_up(channels, kSplitChannels) * kSplitChannels; }
 
 // Weights of a 3x3 or 1x1 convolution as the kernels take them, padded with zeros to whole tiles.
 class AmxWeights {
  public:
-  // bias, scale: as Weights' are.
+  // bias, scale: as Weights' are. split: for split maps, see AmxProduct.
   AmxWeights(const AmxKernels& kernels, int threads, const Filter<float>& filter, const float* bias = nullptr,
-             const double* scale = nullptr);
+             const double* scale = nullptr, bool split = false);
   const AmxKernels& kernels;  // that the products take
   Index in, out, kernel_rows;
-  Index pixel;   // elements of a pixel of the input: its channels, filled up
+  bool split;
+  Index pixel;   // elements of a pixel of the input: its channels, filled up; all twice where they are split
   Index steps;   // of 32 elements in a kernel row
   Index groups;  // of 32 output channels
-  Index group_size() const { return kernel_rows * steps * 32 * 32; }
+  Index low() const { return split ? pixel / 2 : 0; }
+  Index out_low() const { return split ? split_filled(out) : 0; }
+  Index group_size() const { return kernel_rows * steps * (split ? 2 : 1) * 32 * 32; }
   const Bf16* group(Index g) const { return data_.data() + g * group_size(); }
   const float* bias(Index g) const { return bias_.data() + g * 32; }
 
@@ -33,10 +37,11 @@ class AmxWeights {
   Buffer<float> bias_;
 };
 
-// Whether the matrices are full with a convolution's channels.
-bool amx_suits(Index in, Index out);
+// Whether the matrices are full with a convolution's channels, and, of split maps, nothing is left to be filled up.
+bool amx_suits(Index in, Index out, bool split = false);
 
-// In: Bf16; or float, for a map with adjoining pixels (sw = c) and nothing fused into its load.
+// In: Bf16; or float, for a map with adjoining pixels (sw = c) and nothing fused into its load. Split maps have twice as
+// many channels as the weights.
 template <class In>
 void convolve(const Run<float>& run, const AmxWeights& w, const Convolution<float, In, Bf16>& c);
 

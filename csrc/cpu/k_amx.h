@@ -88,9 +88,22 @@ struct Part {
   Index x;
 };
 
+// A float as bf16 and what that leaves of it.
+DBLR_INLINE Vec<float> load_split(const Bf16* p, Index low) { return load(p) + load(p + low); }
+DBLR_INLINE void keep_split(Bf16* p, Index low, const Vec<float>& v) {
+#if defined(__AVX512BF16__)  // not by way of memory
+  const __m256i high = (__m256i)_mm512_cvtneps_pbh(v);
+  store(p, high);
+  keep(p + low, v - _mm512_castsi512_ps(_mm512_maskz_slli_epi32(0xffff, _mm512_maskz_cvtepu16_epi32(0xffff, high), 16)));
+#else
+  keep(p, v);
+  keep(p + low, v - load(p));
+#endif
+}
+
 // What follows the sums of a part, pixel by pixel. A: how many maps are added, or kMasked. It shares the processor's
 // window with products that wait for their operands, so every instruction counts here.
-template <int A> class Finish {
+template <int A, bool split> class Finish {
  public:
   DBLR_INLINE bool left() const { return rows_ != 0; }
 
@@ -102,6 +115,7 @@ template <int A> class Finish {
     whole_ = p.channels == 2 * kLanes<float>;
     rows_ = p.out_rows;
     least_ = broadcast(p.least);
+    low_ = p.out_low;
     for (Index half = 0; half < 2; half++) bias_[half] = fetch<Vec<float>>(p.bias + half * 16);
     begin_row(0, sums);
   }
@@ -110,7 +124,9 @@ template <int A> class Finish {
     if (whole_) {
       for (Index half = 0; half < 2; half++) {
         const Index c = half * 16;
-        keep(out_ + c, finished(sums_ + AmxProduct::at(0, 0, c), bias_[half], least_, maps_[0] + c, maps_[1] + c));
+        const float* const sums = sums_ + AmxProduct::at(0, 0, c);
+        const Vec<float> v = finished(sums, bias_[half], least_, maps_[0] + c, maps_[1] + c, low_);
+        split ? keep_split(out_ + c, low_, v) : keep(out_ + c, v);
       }
     } else {
       pixel_of_fewer(*part_.product, sums_, maps_[0], maps_[1], out_);
@@ -137,15 +153,15 @@ template <int A> class Finish {
   }
 
   static DBLR_INLINE Vec<float> finished(const float* sums, Vec<float> bias, Vec<float> least, const Bf16* first,
-                                         const Bf16* second) {
+                                         const Bf16* second, Index low) {
     Vec<float> v = larger(fetch<Vec<float>>(sums) + bias, least);
     if (A == kMasked) v = gate(load(first), v);
-    if (A == 1 || A == 2) v = v + load(first);
-    if (A == 2) v = v + load(second);
+    if (A == 1 || A == 2) v = v + (split ? load_split(first, low) : load(first));
+    if (A == 2) v = v + (split ? load_split(second, low) : load(second));
     return v;
   }
 
-  // Where there are not 32 channels. Apart, for then all else stays in registers.
+  // Where there are not 32 channels, which is in maps that are not split. Apart, for then all else stays in registers.
   __attribute__((noinline)) static void pixel_of_fewer(const AmxProduct& p, const float* sums, const Bf16* first,
                                                        const Bf16* second, Bf16* out) {
     for (Index c = 0; c < p.channels; c += 16) {
@@ -154,7 +170,7 @@ template <int A> class Finish {
       if (kMaps > 0) __builtin_memcpy(padded[0], first + c, count * sizeof(Bf16));
       if (kMaps > 1) __builtin_memcpy(padded[1], second + c, count * sizeof(Bf16));
       keep(padded[2], finished(sums + AmxProduct::at(0, 0, c), fetch<Vec<float>>(p.bias + c), broadcast(p.least),
-                               padded[0], padded[1]));
+                               padded[0], padded[1], 0));
       __builtin_memcpy(out + c, padded[2], count * sizeof(Bf16));
     }
   }
@@ -164,15 +180,29 @@ template <int A> class Finish {
   const float* sums_;
   Bf16* out_;
   const Bf16* maps_[2];
-  Index cols_, columns_left_ = 0, rows_ = 0;
+  Index cols_, columns_left_ = 0, rows_ = 0, low_ = 0;
   bool whole_ = false;
 };
 
-// The sums of a part, and between its products, which leave the vector units idle: beside(step).
-template <int R, class Beside> DBLR_INLINE void multiply_amx(const Part& now, float* sums, const Beside& beside) {
+// The sums of a part, and between its products, which leave the vector units idle: beside().
+template <int R, bool split, class Beside>
+DBLR_INLINE void multiply_amx(const Part& now, float* sums, const Beside& beside) {
   DBLR_TILES;
+#define load_rows(from)                                  \
+  tile_load(4, a + (from), bytes);                       \
+  if (R == 2) tile_load(5, below + (from), bytes)
+#define load_weights(from)                               \
+  tile_load(6, w + (from) * kTileBf16, kTileRow);        \
+  tile_load(7, w + ((from) + 1) * kTileBf16, kTileRow)
+#define multiply()                                       \
+  tile_dot(0, 4, 6);                                     \
+  tile_dot(1, 4, 7);                                     \
+  if (R == 2) {                                          \
+    tile_dot(2, 5, 6);                                   \
+    tile_dot(3, 5, 7);                                   \
+  }
   const AmxProduct& p = *now.product;
-  const Index bytes = p.pixel * static_cast<Index>(sizeof(Bf16));
+  const Index bytes = p.pixel * static_cast<Index>(sizeof(Bf16)), each = split ? 4 * kTileBf16 : 2 * kTileBf16;
   const Bf16* w = p.weights;
   fence();
   tile_zero(0);
@@ -183,20 +213,23 @@ template <int R, class Beside> DBLR_INLINE void multiply_amx(const Part& now, fl
   }
   for (Index dy = 0; dy < p.kernel_rows; dy++) {
     const Bf16 *a = p.rows[dy] + now.x * p.pixel, *below = p.rows[dy + R - 1] + now.x * p.pixel;
-    for (Index k = 0; k < p.steps; k++, a += 32, below += 32, w += 2 * kTileBf16) {
-      tile_load(4, a, bytes);
-      if (R == 2) tile_load(5, below, bytes);
-      tile_load(6, w, kTileRow);
-      tile_load(7, w + kTileBf16, kTileRow);
-      tile_dot(0, 4, 6);
-      tile_dot(1, 4, 7);
-      if (R == 2) {
-        tile_dot(2, 5, 6);
-        tile_dot(3, 5, 7);
+    for (Index k = 0, channel = 0; k < p.steps; k++, a += 32, below += 32, w += each) {
+      load_rows(0);
+      load_weights(0);
+      multiply();
+      if (split) {
+        load_weights(2);
+        multiply();
+        load_rows(p.low);
+        multiply();
+        if ((channel += 32) == p.low) channel = 0, a += p.low, below += p.low;
       }
       beside();
     }
   }
+#undef load_rows
+#undef load_weights
+#undef multiply
   tile_store(0, sums, kTileRow);
   tile_store(1, sums + AmxProduct::at(0, 0, 16), kTileRow);
   if (R == 2) {
@@ -205,20 +238,21 @@ template <int R, class Beside> DBLR_INLINE void multiply_amx(const Part& now, fl
   }
 }
 
-template <class Beside> DBLR_INLINE void multiply_part(const Part& now, float* sums, const Beside& beside) {
-  now.product->out_rows == 2 ? multiply_amx<2>(now, sums, beside) : multiply_amx<1>(now, sums, beside);
+template <bool split, class Beside>
+DBLR_INLINE void multiply_part(const Part& now, float* sums, const Beside& beside) {
+  now.product->out_rows == 2 ? multiply_amx<2, split>(now, sums, beside) : multiply_amx<1, split>(now, sums, beside);
 }
 
 // Each part is finished while the next one's products are made.
-template <int A> void products_with(const AmxProducts& all) {
+template <int A, bool split> void products_with(const AmxProducts& all) {
   alignas(kTileRow) float sums[2][AmxProduct::kSums];
   Fetches fetches = {all.ahead, all.ahead_end, all.lines};
-  Finish<A> before;
+  Finish<A, split> before;
   int turn = 0;
   for (const AmxProduct* p = all.first; p != all.last; p++) {
     const Index steps = p->kernel_rows * p->steps, each = (p->out_rows * AmxProduct::kPixels + steps - 1) / steps;
     for (Index x = 0; x < p->pixels; x += AmxProduct::kPixels, turn = 1 - turn) {
-      multiply_part({p, x}, sums[turn], [&] {
+      multiply_part<split>({p, x}, sums[turn], [&] {
         for (Index i = 0; i < each && before.left(); i++) before.pixel();
         fetches.fetch();
       });
@@ -229,15 +263,28 @@ template <int A> void products_with(const AmxProducts& all) {
   while (before.left()) before.pixel();
 }
 
+template <bool split> void products_of(const AmxProducts& all) {
+  if (all.first->mask[0]) return products_with<kMasked, split>(all);
+  if (!all.first->add[0][0]) return products_with<0, split>(all);
+  all.first->add[1][0] ? products_with<2, split>(all) : products_with<1, split>(all);
+}
+
 void amx_products(const AmxProducts& all) {
   if (all.first == all.last) return;
-  if (all.first->mask[0]) return products_with<kMasked>(all);
-  if (!all.first->add[0][0]) return products_with<0>(all);
-  all.first->add[1][0] ? products_with<2>(all) : products_with<1>(all);
+  all.first->low ? products_of<true>(all) : products_of<false>(all);
 }
 
 void amx_sums(const AmxProduct& p, float* sums) {
-  multiply_part({&p, 0}, sums, [] {});
+  p.low ? multiply_part<true>({&p, 0}, sums, [] {}) : multiply_part<false>({&p, 0}, sums, [] {});
+}
+
+void split_pixels(const float* from, Index pixels, Index channels, Bf16* to, Index low) {
+  for (Index i = 0; i < pixels; i++, from += channels, to += 2 * low) {
+    for (Index c = 0; c < low; c += kLanes<float>) {
+      const Index left = channels - c;
+      keep_split(to + c, low, left > 0 ? fetch_lanes(from + c, left) : broadcast(0.0f));
+    }
+  }
 }
 
 void narrow_row(const float* from, Bf16* to, Index count) {
@@ -382,7 +429,7 @@ void transpose(const Bf16* from, Index pixel, Bf16* to) {
 }
 #endif
 
-constexpr AmxKernels kAmxKernels = {amx_begin, amx_end, amx_products, amx_sums, narrow_row, amx_gradient, pair, transpose,
+constexpr AmxKernels kAmxKernels = {amx_begin, amx_end, amx_products, amx_sums, narrow_row, split_pixels, amx_gradient, pair, transpose,
                                     map_kernels<float, Bf16>()};
 
 }  // namespace

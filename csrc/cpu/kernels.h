@@ -212,6 +212,8 @@ struct Bf16Kernels {
 // A convolution of 1 or 2 rows of pixels with up to 32 output channels, directly, in bf16 with sums in float.
 // Of a row of the input, `steps` times 32 elements count from the first pixel that a kernel row covers on: its pixels
 // adjoin, and what goes beyond them meets weights of zero, and must be a number.
+// In split maps a pixel's channels, times 32, lie as bf16 and then, as bf16 again, what that leaves of a float: 16 bits
+// of each factor count, for all products are summed but those of remainders with remainders.
 struct AmxProduct {
   static constexpr Index kPixels = 16;  // are summed at a time
   static constexpr Index kSums = 2 * 2 * 16 * 16;
@@ -219,8 +221,10 @@ struct AmxProduct {
   static constexpr Index at(Index row, Index x, Index c) { return ((row * 2 + c / 16) * 16 + x) * 16 + c % 16; }
   const Bf16* rows[4];  // of the input, from the top row of the kernel on the first row of the output on
   Index pixel;          // of the input, in elements
+  Index low, out_low;   // from split channels to their remainders, in the input and in the output; 0: not split
   Index kernel_rows, steps, out_rows;
-  const Bf16* weights;    // [kernel row][step][half of the output channels][16 pairs][16 channels][2]
+  const Bf16* weights;    // [kernel row][step][half of the output channels][16 pairs][16 channels][2]; split ones lie
+                          // twice in a step, the remainders first
   Index pixels;           // of a row; the input of whole times 16 is read
   Index channels;         // that are stored
   const float* bias;      // [32]
@@ -233,7 +237,7 @@ struct AmxProduct {
   Index mask_pixel;
 };
 
-// Some that add as many maps each, or have a mask each; and what is to be fetched meanwhile.
+// Some that add as many maps each, or have a mask each, all or none of them split; and what is to be fetched meanwhile.
 struct AmxProducts {
   const AmxProduct *first, *last;
   const Ahead *ahead, *ahead_end;
@@ -267,6 +271,8 @@ struct AmxKernels {
   void (*products)(const AmxProducts&);
   void (*sums)(const AmxProduct&, float* sums);  // of 16 pixels alone
   void (*narrow)(const float* from, Bf16* to, Index count);
+  // Pixels that adjoin, to split ones of `low` channels, zeros where there are fewer.
+  void (*split)(const float* from, Index pixels, Index channels, Bf16* to, Index low);
   void (*gradient)(const AmxGradient&);  // between begin and end
   // 16 channels: to[pair of pixels][channel][2]; and of 32 pixels to[channel][pixel].
   void (*pair)(const Bf16* from, Index pixel, Index pairs, Bf16* to);

@@ -27,13 +27,18 @@ Network::Network(int threads, const Shape& shape, const ConvPair<float>& stem, c
   if (level == Level::bf16 && !amx_kernels() && !bf16_kernels()) {
     throw std::invalid_argument("This CPU makes no products in bf16.");
   }
-  const AmxKernels* amx = level == Level::bf16 ? amx_kernels() : nullptr;
+  const AmxKernels* amx = level == Level::bf16 || level == Level::half ? amx_kernels() : nullptr;
+  const bool split = level == Level::half;
   const auto suits = [&](Index out, Index in) {
-    return amx ? amx_suits(in, out)
+    return amx ? amx_suits(in, out, split)
                : winograd_tile<float>(kernels_, forward_filter<float>(nullptr, out, in)) != 0;
   };
-  skewed_ = suits(shape.width, shape.middle) && suits(shape.width, shape.width) && suits(shape.tail, shape.width) &&
-            suits(shape.tail, shape.tail);
+  const auto all_suit = [&] {
+    return suits(shape.width, shape.middle) && suits(shape.width, shape.width) && suits(shape.tail, shape.width) &&
+           suits(shape.tail, shape.tail);
+  };
+  if (split && amx && !all_suit()) amx = nullptr;
+  skewed_ = all_suit();
   if (!skewed_) {
     if (level == Level::half) level_ = Level::fast;
     if (level == Level::bf16) level_ = Level::exact;
@@ -48,14 +53,14 @@ Network::Network(int threads, const Shape& shape, const ConvPair<float>& stem, c
   };
   if (amx) {
     const auto pack_amx = [&](const float* w, const float* b, Index out, Index in) {
-      amx_.emplace_back(*amx, threads, forward_filter(w, out, in), b);
+      amx_.emplace_back(*amx, threads, forward_filter(w, out, in), b, nullptr, split);
     };
     stem_.emplace_back(run, forward_filter(stem.w1, shape.middle, shape.frames), stem.b1);
     pack_amx(stem.w2, stem.b2, shape.width, shape.middle);
     for (const Layer& layer : body) pack_amx(layer.weight, layer.bias, shape.width, shape.width);
     pack_amx(tail.w1, tail.b1, shape.tail, shape.width);
     pack_amx(tail.w2, tail.b2, shape.tail, shape.tail);
-    amx_.emplace_back(*amx, threads, tap_filter(w3, shape.tail));
+    amx_.emplace_back(*amx, threads, tap_filter(w3, shape.tail), nullptr, nullptr, split);
     return;
   }
   pack(stem_, stem.w1, stem.b1, shape.middle, shape.frames);
@@ -69,7 +74,8 @@ Network::Network(int threads, const Shape& shape, const ConvPair<float>& stem, c
 template <class S> struct Network::Maps {
   Maps(const Network& net, const Strips& strips, Index h, Index w, const Rect& valid, float* memory)
       : memory_(reinterpret_cast<char*>(memory)) {
-    const Index layers = net.layers(), body = layers - 5, rows = strips.rows();
+    const Index layers = net.layers(), body = layers - 5, rows = strips.rows(), parts = net.split() ? 2 : 1;
+    const Index width = net.shape_.width * parts, tail = net.shape_.tail * parts;
     // What layer 1, 2, ... gives, with rows for a reader `later` layers on.
     const auto map = [&](auto type, Index channels, Index layer, Index later) {
       using M = decltype(type);
@@ -92,15 +98,15 @@ template <class S> struct Network::Maps {
       return net.skewed_ ? (strips.skewed() ? rows - 2 : rows) * grow(valid, layers - layer, h, w).w() * channels : 0;
     };
     middle = map(float(), net.shape_.middle, 1, 1);
-    l2 = map(S(), net.shape_.width, 2, std::max<Index>(body, 1));
+    l2 = map(S(), width, 2, std::max<Index>(body, 1));
     // The body's maps take turns in three places. L33's takes that of two, but not its input's, the body's last.
-    const Index size = turn(net.shape_.width, 3);
-    S *const last = take<S>(size), *const others = take<S>(std::max(2 * size, turn(net.shape_.tail, layers - 2)));
+    const Index size = turn(width, 3);
+    S *const last = take<S>(size), *const others = take<S>(std::max(2 * size, turn(tail, layers - 2)));
     S* const places[3] = {last, others, others + size};
     for (Index i = 0; i < body; i++) {
-      between.push_back(soon(places[(body - 1 - i) % 3], net.shape_.width, 3 + i, i % 2 ? 2 : 1));
+      between.push_back(soon(places[(body - 1 - i) % 3], width, 3 + i, i % 2 ? 2 : 1));
     }
-    h1 = soon(others, net.shape_.tail, layers - 2, 1);
+    h1 = soon(others, tail, layers - 2, 1);
     const Rect part = grow(valid, 1, h, w);
     taps = {nullptr, 1, 9, h, w, 0, 0, part.w(), 1, strips.ring(1), strips.shift(layers - 2)};
     taps.sc = taps.ring * taps.sh;
@@ -131,8 +137,8 @@ Strips Network::strips_of(Index h, Index w, const Rect& valid) const {
 std::size_t Network::workspace_bytes(Index h, Index w, const Rect& valid) const {
   float base;  // only distances from it count
   const Strips strips = strips_of(h, w, valid);
-  if (level_ == Level::half) return Maps<Half>(*this, strips, h, w, valid, &base).used;
-  if (level_ == Level::bf16) return Maps<Bf16>(*this, strips, h, w, valid, &base).used;
+  if (level_ == Level::half && !split()) return Maps<Half>(*this, strips, h, w, valid, &base).used;
+  if (level_ == Level::bf16 || split()) return Maps<Bf16>(*this, strips, h, w, valid, &base).used;
   return Maps<float>(*this, strips, h, w, valid, &base).used;
 }
 
@@ -141,9 +147,9 @@ std::size_t Network::thread_bytes(Index, Index, const Rect&) const {
 }
 
 void Network::run(int threads, Map<const float> x, const Rect& valid, float* workspace, Map<float> y) const {
-  const auto run = level_ == Level::half   ? &Network::run_with<Half>
-                   : level_ == Level::bf16 ? &Network::run_with<Bf16>
-                                           : &Network::run_with<float>;
+  const auto run = level_ == Level::bf16 || split() ? &Network::run_with<Bf16>
+                   : level_ == Level::half          ? &Network::run_with<Half>
+                                                    : &Network::run_with<float>;
   (this->*run)(threads, x, valid, workspace, y);
 }
 

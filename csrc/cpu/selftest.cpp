@@ -182,8 +182,9 @@ template <class T, class S = T> std::vector<double> ends(int threads, Index n, I
   return joined(m.results(), maps.results());
 }
 
-std::vector<double> network(int threads, Index h, Index w, Network::Level level) {
-  const Index frames = 5, middle = level == Network::Level::bf16 ? 16 : 6, width = 16, tail = 32;
+// split: of the widths that `half` takes split maps for where there is AMX.
+std::vector<double> network(int threads, Index h, Index w, Network::Level level, bool split = false) {
+  const Index frames = 5, middle = level == Network::Level::bf16 || split ? 16 : 6, width = split ? 32 : 16, tail = 32;
   Memory<float> m;
   const ConvPair<float> head = {m.random(middle * frames * 9, 0.3), m.random(middle), m.random(width * middle * 9, 0.3),
                                 m.random(width), frames, middle, width};
@@ -260,6 +261,7 @@ int main() {
         if (name.rfind("amx", 0) == 0) {  // all else is avx512's
           set_isa(name);
           network(threads, h, w, Network::Level::bf16);
+          network(threads, h, w, Network::Level::half, true);
           normed_ops<float, Bf16>(threads, n, h, w, 5, 19, false);
           normed_ops<float, Bf16>(threads, n, h, w, 16, 33, true);
           ends<float, Bf16>(threads, n, h, w);

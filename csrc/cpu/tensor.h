@@ -21,6 +21,13 @@ inline Bf16 to_bf16(float value) {
   return {static_cast<std::uint16_t>(nearest >> 16)};
 }
 
+inline float to_float(Bf16 value) {
+  const std::uint32_t bits = static_cast<std::uint32_t>(value.bits) << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
 // Uninitialised memory, aligned to a cache line.
 template <class T> class Buffer {
  public:

@@ -1,6 +1,7 @@
 // Convolutions in bf16 on CPUs with AMX, whose matrix unit multiplies sixteen times as fast as their vectors do:
 // directly, since Winograd's transforms would take longer than the products they save. Maps are kept in bf16, sums and
-// all that is done to a value on its way are in float.
+// all that is done to a value on its way are in float. `half` keeps and multiplies what bf16 leaves of a number too: see
+// AmxProduct.
 #pragma once
 
 #include <type_traits>

@@ -149,7 +149,7 @@ void weight_gradient(const Run<float>& run, const WeightGradient<float, Bf16>& g
     const Index in_size = std::min(kChannels, in.channels - it * kChannels);
     const Index out_size = std::min(kChannels, out.channels - ot * kChannels);
     for (Index turn = 0; turn < kTaps; turn++) {
-      const Index tap = AmxGradient::tap(turn);
+      const Index tap = AmxGradient::kTurns[turn];
       std::fill_n(sum, kSums, 0.0);
       for (Index part = 0; part < parts; part++) {
         const float* const from = sums.data() + ((part * in.count + i) * out.count + o) * size + at + turn * kSums;

@@ -56,7 +56,7 @@ template <int I, int O> void gradient_tiles(const AmxGradient& g, Index in, Inde
     sums[t] = g.sums + (i * g.out_tiles + o) * AmxGradient::kTaps * kTileSums;
   }
   for (Index turn = 0; turn < AmxGradient::kTaps; turn++) {
-    const Index dy = AmxGradient::tap(turn) / 3, dx = AmxGradient::tap(turn) % 3;
+    const Index dy = AmxGradient::kTurns[turn] / 3, dx = AmxGradient::kTurns[turn] % 3;
     const Index from = dx == 1 ? 0 : g.odd + dx / 2 * 32;  // the pairs from a pixel to the right are one on
     gradient_tap<I, O>(g, g.x + dy, in * g.x_tile + from, out * g.dz_tile, sums, fetches);
     for (float*& s : sums) s += kTileSums;

@@ -250,11 +250,9 @@ struct AmxProducts {
 // begin with the pixel before it.
 struct AmxGradient {
   static constexpr Index kRows = 4, kTaps = 9;
-  // Taps take turns so that each reads much of what the one before did: down and up, pairs that begin alike together.
-  static constexpr Index tap(Index turn) {
-    const Index dx = turn / 3, dy = turn % 3;
-    return dx == 0 ? dy * 3 : dx == 1 ? (2 - dy) * 3 + 2 : dy * 3 + 1;
-  }
+  // Taps, dy * 3 + dx, take turns so that each reads much of what the one before did: down and up a column of the kernel,
+  // and one after the other those whose pairs begin alike.
+  static constexpr Index kTurns[kTaps] = {0, 3, 6, 8, 5, 2, 1, 4, 7};
   const Bf16 *x[kRows + 2], *dz[kRows];  // x: from the row above on
   Index rows, steps;                     // steps of 32 pixels
   Index in_tiles, out_tiles;             // of 16 channels

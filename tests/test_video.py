@@ -1,8 +1,11 @@
 """Samples and time: what goes through the network and what must come out untouched."""
 
 import gc
+import subprocess
+import sys
 import tracemalloc
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -250,6 +253,26 @@ def test_no_more_frames_are_alive_than_the_window_needs(tmp_path, monkeypatch):
     source = make_clip(tmp_path / "a.mp4", 60)
     restore(source, tmp_path / "b.mp4")
     assert len(most) == 60 and max(most[20:]) <= 8
+
+
+FREED_WHILE_DECODING = """
+import gc, sys
+from pathlib import Path
+from dblr_fast.video.log import speaking
+from dblr_fast.video.reader import VideoReader
+for _ in range(20):
+    reader = VideoReader(Path(sys.argv[1]))  # its decoder's threads are at work on the frames after the first
+    reader.close()
+    with speaking("VERBOSE"):  # as when the next file is opened
+        del reader
+        gc.collect()
+"""
+
+
+def test_a_decoder_is_freed_while_another_file_is_opened():
+    """Its threads' messages want the lock that whoever frees it holds: without a stop before, both wait for ever."""
+    clip = Path(__file__).parents[1] / "examples" / "street.mp4"
+    subprocess.run([sys.executable, "-c", FREED_WHILE_DECODING, str(clip)], check=True, timeout=120)
 
 
 def test_memory_does_not_grow_with_length(tmp_path):

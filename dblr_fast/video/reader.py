@@ -39,10 +39,11 @@ class VideoReader:
         except av.FFmpegError as error:
             raise Refusal(f"{path} cannot be read as a video ({reason(error)}); it is no video file, or it "
                           "was cut off before its index was written") from None
+        self.stream = None
         try:
             self._open()
         except BaseException:
-            self.container.close()
+            self.close()
             raise
 
     def _open(self):
@@ -111,6 +112,11 @@ class VideoReader:
             yield picture
 
     def close(self):
+        """Stops the decoder too. Its threads write messages, for which they want Python's lock; who frees a decoder
+        holds that lock until they have ended, and would wait for ever."""
+        decoder = self.stream.codec_context if self.stream else None
+        if decoder is not None:
+            decoder.flush_buffers()
         self.container.close()
 
     def _decoded(self, on_packet):

@@ -35,6 +35,13 @@ template <class T, class In> void fetch_input(const Source<T, In>& source, const
   for (const Map<const In>& map : {source.a, source.b}) fetch_part(map, t.n, part, 0, map.c, false, ahead);
 }
 
+// How many lines of all that go beside each of so many steps.
+inline Index lines_a_step(const std::vector<Ahead>& ahead, Index steps) {
+  Index lines = 0;
+  for (const Ahead& a : ahead) lines += a.lines;
+  return std::max<Index>(divide_up(lines, std::max<Index>(steps, 1)), 1);
+}
+
 // What comes after the products of some output channels: a tile of the output, and of what is added to it or summed.
 template <class T, class In, class Out>
 void fetch_output(const Convolution<T, In, Out>& c, const Tile& t, Index first, Index channels,

@@ -173,12 +173,11 @@ class AmxRegisters {
 };
 
 void run_products(const AmxKernels& k, const std::vector<AmxProduct>& products, const std::vector<Ahead>& ahead) {
-  Index steps = 0, lines = 0;
+  Index steps = 0;
   for (const AmxProduct& p : products) steps += divide_up(p.pixels, kPixels) * p.kernel_rows * p.steps;
-  for (const Ahead& a : ahead) lines += a.lines;
   const AmxRegisters registers(k);
   k.products({products.data(), products.data() + products.size(), ahead.data(), ahead.data() + ahead.size(),
-              std::max<Index>(divide_up(lines, std::max<Index>(steps, 1)), 1)});
+              lines_a_step(ahead, steps)});
 }
 
 // All products of a task, in the order that suits the caches. Where each begins, f(product, group, row, x) adds.

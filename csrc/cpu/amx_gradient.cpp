@@ -71,10 +71,7 @@ struct Worker {
     a.first = first;
     a.ahead = ahead.data();
     a.ahead_end = a.ahead + ahead.size();
-    Index lines = 0;
-    for (const Ahead& part : ahead) lines += part.lines;
-    const Index steps = divide_up(a.in_tiles, 2) * divide_up(a.out_tiles, 2) * kTaps * a.rows * a.steps;
-    a.lines = std::max<Index>(divide_up(lines, steps), 1);
+    a.lines = lines_a_step(ahead, divide_up(a.in_tiles, 2) * divide_up(a.out_tiles, 2) * kTaps * a.rows * a.steps);
     k.gradient(a);
   }
 
@@ -82,9 +79,8 @@ struct Worker {
   void fetch(const Tile& t, bool goes_on, Index i, Index o, std::vector<Ahead>& ahead) const {
     const Index first_x = i * kRange, first_dz = o * kRange;
     const Rect x = {t.y - 1 + (goes_on ? 2 : 0), t.y + t.rows + 1, t.x - 1, t.x + t.cols + 1};
-    const Rect dz = {t.y, t.y + t.rows, t.x, t.x + t.cols};
     for (const auto& m : {g.x.a, g.x.b}) fetch_part(m, t.n, x, first_x, in.size(i), false, ahead);
-    for (const auto& m : {g.dz.a, g.dz.b}) fetch_part(m, t.n, dz, first_dz, out.size(o), false, ahead);
+    for (const auto& m : {g.dz.a, g.dz.b}) fetch_part(m, t.n, covered(t), first_dz, out.size(o), false, ahead);
   }
 
   void load_x(const Tile& t, Index y, Index i, Bf16* row, Bf16* to) const {

@@ -31,12 +31,7 @@ void expect(bool right, const std::string& what) {
 template <class T> T number(double x) { return static_cast<T>(x); }
 template <> Bf16 number(double x) { return to_bf16(static_cast<float>(x)); }
 template <class T> double value(T x) { return static_cast<double>(x); }
-double value(Bf16 x) {
-  const std::uint32_t bits = static_cast<std::uint32_t>(x.bits) << 16;
-  float f;
-  std::memcpy(&f, &bits, sizeof f);
-  return f;
-}
+double value(Bf16 x) { return to_float(x); }
 
 // Random memory of exactly the size asked for, so that a sanitizer sees one element too many.
 template <class T> class Memory {

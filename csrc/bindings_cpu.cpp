@@ -17,11 +17,13 @@ namespace py = pybind11;
 namespace dblr {
 namespace {
 
+bool has_bf16() { return bf16_kernels() || amx_kernels(); }
+
 // f(T(), S()): the types of the arithmetic and of the maps, by the dtype of the map `v`.
 template <class F> void by_dtype(const View& v, const F& f) {
   if (v.element == 8) return f(double(), double());
   if (v.element == 4) return f(float(), float());
-  if (!amx_kernels()) throw std::invalid_argument("Maps in bfloat16 need AMX: convert them to float32.");
+  if (!has_bf16()) throw std::invalid_argument("This CPU makes no products in bfloat16: convert maps to float32.");
   f(float(), Bf16());
 }
 
@@ -178,7 +180,7 @@ void bind_reconstruct(py::module_& m) {
             const Run<T> run(threads);
             const auto first = layer_weights<S>(run, forward_filter(p.w1, p.middle, p.in), p.b1);
             const auto second = layer_weights<S>(run, forward_filter(p.w2, p.out, p.middle), p.b2);
-            const WeightsFor<T, S> last = tap_weights<S>(run, array<T>(w3, "w3", {1, p.out, 3, 3}), p.out);
+            const auto last = layer_weights<S>(run, tap_filter<T>(array<T>(w3, "w3", {1, p.out, 3, 3}), p.out));
             reconstruct<T, S>(run, xs, {&first, &second, &last, *array<T>(b3, "b3", {1})}, whole(xs.h, xs.w),
                               planes<T>(taps, xs.n, xs.h, xs.w), map<T>(y, "y", {xs.n, 1, xs.h, xs.w}),
                               optional_map<S>(h1, "h1", {xs.n, p.middle, xs.h, xs.w}),
@@ -285,8 +287,7 @@ PYBIND11_MODULE(_cpu, m) {
     return all;
   }, "Instruction sets that were built -> None, or why this CPU cannot run them.");
   m.def("isa", &isa, "The instruction set in use.");
-  m.def("has_bf16", [] { return bf16_kernels() || amx_kernels(); }, "Whether it makes products in bf16.");
-  m.def("multiplies_maps_in_bf16", [] { return amx_kernels() != nullptr; }, "Whether the ops take maps in bfloat16.");
+  m.def("has_bf16", &has_bf16, "Whether it makes products in bf16, and the ops take maps in bfloat16.");
   m.def("set_isa", &set_isa, py::arg("name"), "Use another instruction set from now on, for tests.");
   m.def("use_openmp", [](std::uintptr_t address) { use_openmp(reinterpret_cast<OpenMP>(address)); }, py::arg("address"),
         "Address of GOMP_parallel of the OpenMP library that torch runs on; 0: plain threads.");

@@ -18,6 +18,11 @@ def winograd_layers(backend, op, name):
     return (2 * forward if name.startswith("gradient") else forward) if backend == "cpu" else 0
 
 
+def bf16_winograd_layers(backend, op, name):
+    """The same, with products in bf16."""
+    return winograd_layers(backend, op, name) // 2 if name.startswith("gradient") else 0
+
+
 def convolution(out, inner, generator, spatial=(3, 3)):
     """He-initialised weight and a small bias, so that maps keep their scale."""
     fan_in = inner * torch.Size(spatial).numel()

@@ -129,6 +129,18 @@ def winograd_layers(case, name):
     return 2 * forward if name.startswith("d") else forward
 
 
+def bf16_winograd_layers(case, name):
+    """How many convolutions on the way to a gradient go through Winograd's transforms with products in bf16."""
+    op, widths = case[:2]
+    if widths == "odd":
+        return 0
+    last = {"block": ("dw2",), "reconstruct": ("dw2", "db1")}.get(op, ("dx", "dw", "dw1", "db1", "dw2"))
+    both = {"block": ("dx", "dw1"), "reconstruct": ("dx", "dw1")}.get(op, ())
+    if op == "block" and name in ("dg1", "dbe1"):
+        return 1
+    return 2 if name in both else 1 if name in last else 0
+
+
 def gradient_names(op):
     if op.startswith("stem"):
         return "dx", "dw1", "db1", "dw2", "db2"

@@ -1,8 +1,9 @@
-"""Ops with maps and products in bf16, on AMX and on its model: outputs and all gradients against eager torch in bf16."""
+"""Ops with maps and products in bf16, by AMX or Winograd's transforms and on models of both: outputs and all gradients
+against eager torch in bf16."""
 
 import pytest
 import torch
-from cpu_cases import OPS, assert_same_bits, inputs, ours, reference
+from cpu_cases import OPS, assert_same_bits, bf16_winograd_layers, inputs, ours, reference
 from test_cpu_kernels import (BACKEND, CASES, ISAS, LAYOUTS, NORMED, name_of, poisoned_memory,  # noqa: F401
                               threads_as_before, used)
 from tolerance import ORDERS, assert_close_as_eager
@@ -16,24 +17,29 @@ BF16_CASES = [case for case in CASES if case[0] in BF16_OPS]
 BF16_CASES += [(op, "odd", 1, h, w, op in NORMED) for op in BF16_OPS for h, w in ((11, 300), (130, 3))]
 
 
-@pytest.fixture(params=[name for name in ISAS if name.startswith("amx")])
-def amx(request):
-    yield from used(request.param)
+@pytest.fixture(params=[name for name in ISAS if name.startswith(("amx", "avx512"))])
+def isa(request):
+    for name in used(request.param):
+        if not _cpu.has_bf16():
+            pytest.skip(f"{name}: this CPU lacks AVX512-BF16")
+        yield name
 
 
 @pytest.mark.parametrize("case", BF16_CASES, ids=name_of)
-def test_errs_as_eager_bf16(amx, case):
+def test_errs_as_eager_bf16(isa, case):
     exact = reference(case, torch.float64)
     eager = [reference(case, torch.bfloat16, order) for order in ORDERS]
     results, output = ours(BACKEND, case, torch.bfloat16), ours(BACKEND, case, torch.bfloat16, save=False)
     assert results["y"].dtype == torch.bfloat16 and output["y"].dtype == torch.bfloat16
     for name, value in (*results.items(), *output.items()):
-        assert_close_as_eager(f"{name_of(case)} {name}", value.bfloat16(), [e[name] for e in eager], exact[name])
+        layers = 0 if isa.startswith("amx") else bf16_winograd_layers(case, name)
+        assert_close_as_eager(f"{name_of(case)} {name}", value.bfloat16(), [e[name] for e in eager], exact[name],
+                              winograd=layers)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("op", BF16_OPS)
-def test_any_strides_give_the_same_bits(amx, op, layout):
+def test_any_strides_give_the_same_bits(isa, op, layout):
     case = (op, "odd", 3, 9, 11, op in NORMED)
     plain = ours(BACKEND, case, torch.bfloat16)
     other = ours(BACKEND, case, torch.bfloat16, layout=LAYOUTS[layout])
@@ -43,7 +49,7 @@ def test_any_strides_give_the_same_bits(amx, op, layout):
 
 @pytest.mark.parametrize("widths", ("real", "odd"))
 @pytest.mark.parametrize("op", BF16_OPS)
-def test_same_bits_for_any_number_of_threads_and_every_run(amx, op, widths):
+def test_same_bits_for_any_number_of_threads_and_every_run(isa, op, widths):
     case = (op, widths, 3, 37, 53, op in NORMED)
     runs = []
     for threads in (1, 3, 1):
@@ -54,14 +60,14 @@ def test_same_bits_for_any_number_of_threads_and_every_run(amx, op, widths):
 
 
 @pytest.mark.parametrize("op", BF16_OPS)
-def test_input_gradient_is_optional(amx, op):
+def test_input_gradient_is_optional(isa, op):
     case = (op, "odd", 2, 9, 11, op in NORMED)
     full, part = ours(BACKEND, case, torch.bfloat16), ours(BACKEND, case, torch.bfloat16, need_x=False)
     assert part.pop("dx") is None
     assert_same_bits(part, full)
 
 
-def test_nan_passes_through(amx):
+def test_nan_passes_through(isa):
     tensors, running, _ = ([t.bfloat16() for t in part] if isinstance(part, tuple) else part
                            for part in inputs("conv_relu_residual", "real", 1, 5, 37, False))
     tensors[0][0, 0, 2, 3] = torch.nan
@@ -69,12 +75,14 @@ def test_nan_passes_through(amx):
     assert y[:, :, 1:4, 2:5].isnan().all() and y[:, :, :, 5:].isfinite().all()
 
 
-def test_other_types_are_as_without(amx):
+@pytest.mark.parametrize("amx", [name for name in ISAS if name.startswith("amx")])
+def test_other_types_are_as_without_amx(amx):
     """float32 and float16 compute in float32 where there is AMX too."""
     case = ("block", "real", 1, 9, 11, True)
-    for dtype in (torch.float32, torch.float16):
-        with_amx = ours(BACKEND, case, dtype)
-        _cpu.set_isa("avx512" if amx == "amx" else "avx512_model")
-        without = ours(BACKEND, case, dtype)
-        _cpu.set_isa(amx)
-        assert_same_bits(without, with_amx)
+    for _ in used(amx):
+        for dtype in (torch.float32, torch.float16):
+            with_amx = ours(BACKEND, case, dtype)
+            _cpu.set_isa("avx512" if amx == "amx" else "avx512_model")
+            without = ours(BACKEND, case, dtype)
+            _cpu.set_isa(amx)
+            assert_same_bits(without, with_amx)

@@ -10,6 +10,9 @@ function summed in other orders (`orders`); the largest of the errors counts.
 
 Winograd's transforms (CPU kernels in float32, 16 channels and more) round more than plain sums. Their results may
 instead differ by 5e-6 of their norm (Frobenius) a convolution on the way; gradients count forward and backward.
+So they do in bfloat16, where the CPU has AVX512-BF16 and no AMX, but there in gradients alone, which may differ by
+three eps of their norm a convolution backwards: rounding both factors of a product errs 0.2 eps each (RMS), F(4x4)'s
+transforms multiply that by 4.8, and sums whose terms cancel err more than their terms.
 
 A float64 result is itself judged against float64. There eager's error is taken from float32 and scaled by
 the ratio of the two epsilons, for errors grow with the number of roundings, not with the type, or it is the
@@ -31,6 +34,7 @@ def orders(backend):
 
 
 ORDERS = orders("ours")
+WINOGRAD = {torch.float32: 5e-6, torch.bfloat16: 3 * torch.finfo(torch.bfloat16).eps}  # a convolution, of the norm
 
 
 def turned(t, mirror):
@@ -69,7 +73,8 @@ def assert_close_as_eager(name, ours, eager, reference, scale=None, winograd=0):
         eager may be several tensors, of runs in different orders; the one that errs most counts.
     scale: natural size of the result where max|reference| understates it, as for a gradient that is zero in
         exact arithmetic because its terms cancel; the larger of the two counts.
-    winograd: how many convolutions on the way to the result went through Winograd's transforms.
+    winograd: how many convolutions on the way to the result went through Winograd's transforms; in bfloat16, with
+        products in it.
     """
     runs = [eager] if isinstance(eager, torch.Tensor) else eager
     shapes = [tuple(t.shape) for t in (ours, *runs, reference)]
@@ -83,8 +88,8 @@ def assert_close_as_eager(name, ours, eager, reference, scale=None, winograd=0):
         size = max(reference.abs().max().item(), scale or 0.0)
     factor = 3 if ours.dtype == torch.float64 else 2
     limit = (factor * eager_ulps + size) * torch.finfo(ours.dtype).eps
-    if winograd and error > limit and ours.dtype == torch.float32:
+    if winograd and error > limit and ours.dtype in WINOGRAD:
         error = (ours.double() - reference).norm().item()
-        limit = winograd * 5e-6 * max(reference.norm().item(), (scale or 0.0) * reference.numel() ** 0.5)
+        limit = winograd * WINOGRAD[ours.dtype] * max(reference.norm().item(), (scale or 0.0) * reference.numel() ** 0.5)
     assert error <= limit, (f"{name}: error {error:.3e} is over the limit {limit:.3e} "
                             f"(eager's error {eager_ulps:.3g} ulps, scale {size:.3e}, shape {shapes[0]})")

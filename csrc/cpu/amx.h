@@ -4,8 +4,6 @@
 // AmxProduct.
 #pragma once
 
-#include <type_traits>
-
 #include "convolve.h"
 
 namespace dblr {
@@ -57,17 +55,5 @@ std::size_t amx_tail_scratch(const AmxWeights& second, const AmxWeights& last);
 // outside `readable`.
 void amx_load_row(const AmxKernels& k, const Source<float, Bf16>& source, const Rect& readable, Index n, Index y,
                   Index x0, Index cols, Index c0, Index c1, Index pixel, Bf16* to);
-
-// Weights of convolutions from and to maps of type S.
-template <class T, class S> using WeightsFor = std::conditional_t<std::is_same<S, T>::value, Weights<T>, AmxWeights>;
-template <class S, class T>
-WeightsFor<T, S> layer_weights(const Run<T>& run, const Filter<T>& filter, const T* bias = nullptr,
-                               const double* scale = nullptr) {
-  if constexpr (std::is_same<S, T>::value) {
-    return weights_for(run, filter, bias, scale);
-  } else {
-    return AmxWeights(*run.amx, run.threads, filter, bias, scale);
-  }
-}
 
 }  // namespace dblr

@@ -103,7 +103,7 @@ struct Worker {
 
 }  // namespace
 
-void weight_gradient(const Run<float>& run, const WeightGradient<float, Bf16>& g) {
+void amx_weight_gradient(const Run<float>& run, const WeightGradient<float, Bf16>& g) {
   const AmxKernels& k = *run.amx;
   const Worker worker = {k, g, Ranges(g.x.a.c), Ranges(g.dz.a.c), grow(g.region, 1, g.x.a.h, g.x.a.w)};
   const Ranges &in = worker.in, &out = worker.out;

@@ -1,4 +1,4 @@
-// Products in bf16, for CPUs with AVX512-BF16. Kept apart from kernels_avx512.cpp: CPUs without it run that one.
+// Maps and products in bf16, for CPUs with AVX512-BF16. Kept apart from kernels_avx512.cpp: CPUs without it run that one.
 #define DBLR_BYTES 64
 #define DBLR_NATIVE 64
 #define DBLR_PIXELS 12
@@ -7,8 +7,12 @@
 #include "vec.h"
 
 #include "half.h"
+
+#include "k_maps.h"
 #include "k_multiply.h"
 #include "k_winograd.h"
+#include "k_winograd_gradient.h"
+
 #include "k_bf16.h"
 
 namespace dblr {

@@ -7,8 +7,12 @@
 #include "vec.h"
 
 #include "half.h"
+
+#include "k_maps.h"
 #include "k_multiply.h"
 #include "k_winograd.h"
+#include "k_winograd_gradient.h"
+
 #include "k_bf16.h"
 
 namespace dblr {

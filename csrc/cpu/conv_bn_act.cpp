@@ -46,7 +46,7 @@ void conv_bn_act_backward(int threads, Map<const S> grad, Map<const S> x, const 
     c.source = dz;
     c.region = whole(x.h, x.w);
     c.out = dx;
-    convolve(run, layer_weights<S>(run, backward_filter(conv.weight, z.c, x.c)), c);
+    convolve(run, gradient_weights<S>(run, backward_filter(conv.weight, z.c, x.c)), c);
   }
   weight_gradient(run, WeightGradient<T, S>{copy_of<T>(x), dz, whole(z.h, z.w), d.weight, x.c * 9, 9});
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "norm.h"
 #include "threads.h"
@@ -84,11 +85,23 @@ void TileSums::resize(Index tiles, Index channels) {
   count.resize(tiles);
 }
 
-template <class T>
-void load_tile(const Kernels<T>& k, const Source<T>& source, const Tile& tile, Index halo, T* out) {
+template <class T, class S>
+void load_row(const Run<T>& run, const Source<T, S>& source, Index n, Index y, Index x0, Index cols, Index c0, Index c1,
+              T* out, S* scratch) {
+  if constexpr (std::is_same<S, T>::value) {
+    run.kernels.maps.load_row(source, n, y, x0, cols, c0, c1, out);
+  } else {
+    const Index count = cols * (c1 - c0);
+    maps_of<S>(run).load_row(source, n, y, x0, cols, c0, c1, scratch);
+    run.bf16->widen({{scratch, 0, 0}, {out, 0, 0}, 1, 1, count});
+  }
+}
+
+template <class T, class S>
+void load_tile(const Run<T>& run, const Source<T, S>& source, const Tile& tile, Index halo, T* out, S* scratch) {
   const Index cols = tile.cols + 2 * halo, channels = source.a.c;
   for (Index y = -halo; y < tile.rows + halo; y++, out += cols * channels) {
-    k.maps.load_row(source, tile.n, tile.y + y, tile.x - halo, cols, 0, channels, out);
+    load_row(run, source, tile.n, tile.y + y, tile.x - halo, cols, 0, channels, out, scratch);
   }
 }
 
@@ -108,42 +121,69 @@ Product<T> product(const Weights<T>& w, Index b, Pixels<const T> in, Index rows,
   return p;
 }
 
-template <class T> void convolve(const Run<T>& run, const Weights<T>& w, const Convolution<T>& c) {
+template <class T, class S>
+void convolve(const Run<T>& run, const Weights<T>& w, const Convolution<T, S, S>& c) {
   if (c.region.h() <= 0 || c.region.w() <= 0) return;
   if (w.tile) return winograd_convolve(run, w, c);
-  const Tiling tiling(c.region.h(), c.region.w(), w.in * sizeof(T), run.kernels.pixels);
+  constexpr bool widened = !std::is_same<S, T>::value;
+  constexpr Index kMaps = widened ? 4 : 0;  // whose tiles are held in T: the output, what is added, the mask
+  const Tiling tiling(c.region.h(), c.region.w(), (w.in + kMaps * w.width()) * sizeof(T), run.kernels.pixels);
   const Index tasks = c.out.n * tiling.tiles(), packed = (tiling.rows + 2) * (tiling.cols + 2) * w.in;
+  const Index size = tiling.rows * tiling.cols * w.width();
   if (c.moments) c.moments->resize(tasks, w.out);
   if (c.norm_sums) c.norm_sums->resize(tasks, w.out);
-  parallel(run.threads, tasks, (packed + w.out) * sizeof(T), [&](Index task, char* scratch) {
+  const std::size_t bytes = (packed + w.out + kMaps * size) * sizeof(T);
+  parallel(run.threads, tasks, bytes + (widened ? (tiling.cols + 2) * w.in * sizeof(S) : 0),
+           [&](Index task, char* scratch) {
     const Tile t = tile_at(tiling, c.region, task);
-    T* const in = reinterpret_cast<T*>(scratch);
-    load_tile(run.kernels, c.source, t, 1, in);
+    T *const in = reinterpret_cast<T*>(scratch), *const means = in + packed, *const tiles = means + w.out;
+    load_tile(run, c.source, t, 1, in, reinterpret_cast<S*>(scratch + bytes));
     const Index row = (t.cols + 2) * w.in;
     for (Index b = 0; b < w.blocks; b++) {
-      auto from_channel = [&](auto at) {
+      const Index channels = w.channels(b);
+      const auto part = [&](const auto& map) {
+        auto at = pixels(map, t.n, t.y, t.x);
         if (at.data) at.data += w.first_channel(b);
         return at;
       };
-      Product<T> p = product<T>(w, b, {in, row, w.in}, t.rows, t.cols, from_channel(pixels(c.out, t.n, t.y, t.x)));
+      const auto in_t = [&](const Map<const S>& map, [[maybe_unused]] Index number) -> Pixels<const T> {
+        if constexpr (widened) {
+          if (!map.data) return {};
+          const Pixels<T> to = {tiles + number * size, t.cols * channels, channels};
+          run.bf16->widen({part(map), to, t.rows, t.cols, channels});
+          return {to.data, to.row, to.pixel};
+        } else {
+          return part(map);
+        }
+      };
+      Product<T> p = product<T>(w, b, {in, row, w.in}, t.rows, t.cols, {tiles, t.cols * channels, channels});
+      if constexpr (!widened) p.out = part(c.out);
       p.relu = c.relu;
-      for (int i = 0; i < 2; i++) p.add[i] = from_channel(pixels(c.add[i], t.n, t.y, t.x));
-      p.mask = from_channel(pixels(c.mask, t.n, t.y, t.x));
+      for (int i = 0; i < 2; i++) p.add[i] = in_t(c.add[i], 1 + i);
+      p.mask = in_t(c.mask, 3);
       run.kernels.multiply(p);
+      if constexpr (widened) {
+        run.bf16->narrow({{tiles, p.out.row, p.out.pixel}, part(c.out), t.rows, t.cols, channels});
+      }
     }
-    const Map<const T> out = constant(c.out);
-    if (c.moments) tile_moments(run.kernels.maps, out, t, in + packed, *c.moments, task);
-    if (c.norm_sums) tile_norm_sums(run.kernels.maps, c.norm, t, *c.norm_sums, task);
+    const Map<const S> out = constant(c.out);
+    if (c.moments) tile_moments(maps_of<S>(run), out, t, means, *c.moments, task);
+    if (c.norm_sums) tile_norm_sums(maps_of<S>(run), c.norm, t, *c.norm_sums, task);
   });
 }
 
 #define INSTANTIATE(T)                                                                                          \
   template class Weights<T>;                                                                                    \
   template Weights<T> weights_for(const Run<T>&, const Filter<T>&, const T*, const double*);                    \
-  template void load_tile(const Kernels<T>&, const Source<T>&, const Tile&, Index, T*);                         \
-  template Product<T> product(const Weights<T>&, Index, Pixels<const T>, Index, Index, Pixels<T>);              \
-  template void convolve(const Run<T>&, const Weights<T>&, const Convolution<T>&);
+  template Product<T> product(const Weights<T>&, Index, Pixels<const T>, Index, Index, Pixels<T>);
 INSTANTIATE(float)
 INSTANTIATE(double)
+#define INSTANTIATE_MAPS(T, S)                                                                                  \
+  template void load_row(const Run<T>&, const Source<T, S>&, Index, Index, Index, Index, Index, Index, T*, S*); \
+  template void load_tile(const Run<T>&, const Source<T, S>&, const Tile&, Index, T*, S*);                      \
+  template void convolve(const Run<T>&, const Weights<T>&, const Convolution<T, S, S>&);
+INSTANTIATE_MAPS(float, float)
+INSTANTIATE_MAPS(double, double)
+INSTANTIATE_MAPS(float, Bf16)
 
 }  // namespace dblr

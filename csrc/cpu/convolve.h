@@ -82,8 +82,8 @@ struct TileSums {
   void resize(Index tiles, Index channels);
 };
 
-// In, Out: the types of the maps. Winograd's weights allow others than T, but then nothing fused into the load; AMX's
-// give Bf16.
+// In, Out: the types of the maps: T, Bf16 where products are made in it, or a float map and one in 16 bits with nothing
+// fused into the load; maps in Half too.
 template <class T, class In = T, class Out = T> struct Convolution {
   Source<T, In> source;
   Rect region;           // what is computed of each output picture
@@ -100,12 +100,17 @@ template <class T, class In = T, class Out = T> struct Convolution {
   Source<T, Out> norm = {};
 };
 
-// By the method that the weights were packed for.
-template <class T> void convolve(const Run<T>& run, const Weights<T>& w, const Convolution<T>& c);
+// By the method that the weights were packed for. Maps in Bf16 without Winograd's are widened tile by tile.
+template <class T, class S>
+void convolve(const Run<T>& run, const Weights<T>& w, const Convolution<T, S, S>& c);
 
-// The pieces, for ops that chain convolutions within a tile. `halo` pixels on each side are loaded too.
-template <class T>
-void load_tile(const Kernels<T>& k, const Source<T>& source, const Tile& tile, Index halo, T* out);
+// The pieces, for ops that chain convolutions within a tile. A row as it loads, in T; scratch for as much of S where
+// that is another type. `halo` pixels on each side of a tile are loaded too.
+template <class T, class S>
+void load_row(const Run<T>& run, const Source<T, S>& source, Index n, Index y, Index x0, Index cols, Index c0, Index c1,
+              T* out, S* scratch);
+template <class T, class S>
+void load_tile(const Run<T>& run, const Source<T, S>& source, const Tile& tile, Index halo, T* out, S* scratch);
 
 // Everything of a product but what follows the bias; the caller adds that.
 template <class T>

@@ -31,16 +31,19 @@ template <class T> struct Run {
   int threads;
   const Kernels<T>& kernels;
   const AmxKernels* amx;  // null where there are none
-  explicit Run(int threads) : threads(threads), kernels(kernels_of<T>(table())), amx(amx_kernels()) {}
-  Run(int threads, const Kernels<T>& kernels) : threads(threads), kernels(kernels), amx(nullptr) {}
+  const Bf16Kernels* bf16;  // the same
+  explicit Run(int threads)
+      : threads(threads), kernels(kernels_of<T>(table())), amx(amx_kernels()), bf16(bf16_kernels()) {}
+  Run(int threads, const Kernels<T>& kernels, const Bf16Kernels* bf16)
+      : threads(threads), kernels(kernels), amx(nullptr), bf16(bf16) {}
 };
 
-// The kernels for maps of type S; those of bf16 come with AMX.
+// The kernels for maps of type S; those of bf16 come with products in bf16.
 template <class S, class T> const MapKernels<T, S>& maps_of(const Run<T>& run) {
   if constexpr (std::is_same<S, T>::value) {
     return run.kernels.maps;
   } else {
-    return run.amx->maps;
+    return run.amx ? run.amx->maps : run.bf16->maps;
   }
 }
 

@@ -1,4 +1,4 @@
-// Winograd's products in bf16: two input channels at a time, sums in float.
+// Winograd's products in bf16: two input channels, or two tiles, at a time, sums in float.
 namespace dblr {
 namespace {
 
@@ -12,6 +12,14 @@ DBLR_INLINE Pairs one_pair(const Bf16* p) {
 }
 DBLR_INLINE Pairs pairs(const Bf16* p) { return fetch<Pairs>(p); }
 DBLR_INLINE Vec<float> dot(Pairs a, Pairs b, Vec<float> sum) { return _mm512_dpbf16_ps(sum, a, b); }
+// A number a pair: as the first, beside a zero, or as the second, beside the first that is there.
+DBLR_INLINE __m512i in_pairs(__m512 v) {
+  return _mm512_maskz_cvtepu16_epi32(0xffff, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v)));
+}
+DBLR_INLINE void keep_first(Bf16* p, const Vec<float>& v) { store(p, in_pairs(v)); }
+DBLR_INLINE void keep_second(Bf16* p, const Vec<float>& v) {
+  store(p, _mm512_or_si512(_mm512_maskz_slli_epi32(0xffff, in_pairs(v), 16), fetch<__m512i>(p)));
+}
 #else
 struct Pairs {
   NativeBits part[DBLR_BYTES / DBLR_NATIVE];
@@ -34,10 +42,53 @@ DBLR_INLINE Vec<float> dot(const Pairs& a, const Pairs& b, Vec<float> sum) {
   }
   return sum;
 }
+DBLR_INLINE NativeBits in_pairs(typename NativeOf<float>::type v) {
+  const NativeBits bits = fetch<NativeBits>(&v), rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  return v == v ? rounded : bits >> 16 | 0x40;
+}
+DBLR_INLINE void keep_first(Bf16* p, const Vec<float>& v) {
+  constexpr int kNumbers = 2 * DBLR_NATIVE / sizeof(float);
+  for (int i = 0; i < DBLR_BYTES / DBLR_NATIVE; i++) store(p + i * kNumbers, in_pairs(v.part[i]));
+}
+DBLR_INLINE void keep_second(Bf16* p, const Vec<float>& v) {
+  constexpr int kNumbers = 2 * DBLR_NATIVE / sizeof(float);
+  for (int i = 0; i < DBLR_BYTES / DBLR_NATIVE; i++) {
+    store(p + i * kNumbers, in_pairs(v.part[i]) << 16 | fetch<NativeBits>(p + i * kNumbers));
+  }
+}
 #endif
 
+// A tile's transform, position by position, as [tile / 2][channel][tile % 2]: that of an even tile beside zeros, and
+// that of an odd one beside what is there.
+template <class S> struct InPairs {
+  DBLR_INLINE InPairs(const WinogradInput<Bf16, S>& a, Index tile, Index c)
+      : odd((a.first + tile) % 2), to(a.out + ((a.first + tile) / 2 * a.channels + c) * 2), position(a.position) {}
+  DBLR_INLINE void operator()(const Vec<float>& v) {
+    odd ? keep_second(to, v) : keep_first(to, v);
+    to += position;
+  }
+  bool odd;
+  Bf16* to;
+  Index position;
+};
+
 template <int P, int V>
-void multiply_tiles_bf16(const Bf16* in, Index tile, Index depth, const Bf16* w, float* out, Index out_tile) {
+DBLR_INLINE void multiply_add_bf16(const Bf16* in, Index step, const Bf16* w, Vec<float> (&sum)[P][V]) {
+  Pairs weight[V];
+#pragma GCC unroll 2
+  for (int v = 0; v < V; v++) weight[v] = pairs(w + v * 2 * kLanes<float>);
+#pragma GCC unroll 16
+  for (int p = 0; p < P; p++) {
+    const Pairs value = one_pair(in + p * step);
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) sum[p][v] = dot(value, weight[v], sum[p][v]);
+  }
+}
+
+// As multiply_tiles(), but long sums too go in one.
+template <int P, int V, bool early>
+void multiply_tiles_bf16(const Bf16* in, Index tile, Index depth, const Bf16* w, float* out, Index out_tile,
+                         Fetch soon) {
   constexpr int L = kLanes<float>;
   Vec<float> sum[P][V];
 #pragma GCC unroll 16
@@ -47,15 +98,8 @@ void multiply_tiles_bf16(const Bf16* in, Index tile, Index depth, const Bf16* w,
   }
 #pragma GCC unroll 4
   for (Index k = 0; k < depth; k += 2, w += 2 * V * L) {
-    Pairs weight[V];
-#pragma GCC unroll 2
-    for (int v = 0; v < V; v++) weight[v] = pairs(w + v * 2 * L);
-#pragma GCC unroll 16
-    for (int p = 0; p < P; p++) {
-      const Pairs value = one_pair(in + p * tile + k);
-#pragma GCC unroll 2
-      for (int v = 0; v < V; v++) sum[p][v] = dot(value, weight[v], sum[p][v]);
-    }
+    if (early) soon.step();
+    multiply_add_bf16<P, V>(in + k, tile, w, sum);
   }
 #pragma GCC unroll 16
   for (int p = 0; p < P; p++) {
@@ -64,33 +108,112 @@ void multiply_tiles_bf16(const Bf16* in, Index tile, Index depth, const Bf16* w,
   }
 }
 
-template <int V, int... P> struct Bf16Table {
-  static constexpr void (*of[])(const Bf16*, Index, Index, const Bf16*, float*, Index) = {nullptr,
-                                                                                         multiply_tiles_bf16<P, V>...};
+using MultiplyTilesBf16 = void (*)(const Bf16*, Index, Index, const Bf16*, float*, Index, Fetch);
+template <int V, bool early, int... P> struct Bf16Table {
+  static constexpr MultiplyTilesBf16 of[] = {nullptr, multiply_tiles_bf16<P, V, early>...};
 };
-template <int V> using Bf16By = Bf16Table<V, DBLR_SIZES>;
+template <int V, bool early> using Bf16By = Bf16Table<V, early, DBLR_SIZES>;
 
 void winograd_product_bf16(const WinogradProduct<float, Bf16>& a) {
   constexpr int L = kLanes<float>, kMost = DBLR_PIXELS;
   const Index groups = (a.tiles + kMost - 1) / kMost, least = a.tiles / groups, rest = a.tiles % groups;
+  Fetches fetches = {a.ahead, a.ahead_end, a.depth / 2};
   for (Index position = 0; position < a.positions; position++) {
     const Bf16* const in = a.in + position * a.in_position;
     float* const out = a.out + position * a.out_position;
     for (Index c = 0, b = 0; c < a.channels; c += 2 * L, b++) {
-      const auto* by = a.channels - c > L ? Bf16By<2>::of : Bf16By<1>::of;
+      const bool two = a.channels - c > L;
+      const MultiplyTilesBf16* const fetching = two ? Bf16By<2, true>::of : Bf16By<1, true>::of;
+      const MultiplyTilesBf16* const plain = two ? Bf16By<2, false>::of : Bf16By<1, false>::of;
       const Bf16* const w = a.weights + position * a.weights_position + b * a.block;
       for (Index g = 0, tile = 0; g < groups; g++) {
         const Index tiles = least + (g < rest);
-        by[tiles](in + tile * a.depth, a.depth, a.depth, w, out + tile * a.channels + c, a.channels);
+        float* const to = out + tile * a.channels + c;
+        const MultiplyTilesBf16* const by = fetches.left() ? fetching : plain;
+        by[tiles](in + tile * a.depth, a.depth, a.depth, w, to, a.channels, fetches.next(w, to));
         tile += tiles;
       }
     }
   }
 }
 
-constexpr Bf16Kernels kBf16Kernels = {kLanes<float>, winograd_input<float, Bf16, Bf16, 4>,
-                                      winograd_input<float, Bf16, float, 4>, winograd_product_bf16,
-                                      winograd_output<float, Bf16, 4>};
+// P input channels x V vectors of output channels in registers over the pairs of tiles of a block.
+template <int P, int V>
+void add_outer_products_bf16(const Bf16* in, Index in_pair, const Bf16* dz, Index dz_pair, Index pairs, float* out,
+                             Index out_row, bool first, Fetch soon) {
+  constexpr int L = kLanes<float>;
+  Vec<float> sum[P][V];
+#pragma GCC unroll 16
+  for (int p = 0; p < P; p++) {
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) sum[p][v] = broadcast(0.0f);
+  }
+#pragma GCC unroll 4
+  for (Index t = 0; t < pairs; t++) {
+    soon.step();
+    multiply_add_bf16<P, V>(in + t * in_pair, 2, dz + t * dz_pair, sum);
+  }
+#pragma GCC unroll 16
+  for (int p = 0; p < P; p++) {
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) {
+      float* const total = out + p * out_row + v * L;
+      store(total, first ? sum[p][v] : fetch<Vec<float>>(total) + sum[p][v]);
+    }
+  }
+}
+
+using OuterProductsBf16 = void (*)(const Bf16*, Index, const Bf16*, Index, Index, float*, Index, bool, Fetch);
+template <int V, int... P> struct OuterTableBf16 {
+  static constexpr OuterProductsBf16 of[] = {nullptr, add_outer_products_bf16<P, V>...};
+};
+template <int V> using OuterByBf16 = OuterTableBf16<V, DBLR_SIZES>;
+
+void winograd_gradient_bf16(const WinogradGradient<float, Bf16>& a) {
+  constexpr int L = kLanes<float>;
+  const Index groups = (a.in_channels + DBLR_PIXELS - 1) / DBLR_PIXELS, pairs = (a.tiles + 1) / 2;
+  const Index least = a.in_channels / groups, rest = a.in_channels % groups;
+  Fetches fetches = {a.ahead, a.ahead_end, pairs};
+  for (Index position = 0; position < a.positions; position++) {
+    const Bf16* const in = a.in + position * a.in_position;
+    const Bf16* const dz = a.dz + position * a.dz_position;
+    float* const out = a.out + position * a.in_channels * a.out_channels;
+    for (Index c = 0; c < a.out_channels; c += 2 * L) {
+      const OuterProductsBf16* by = a.out_channels - c > L ? OuterByBf16<2>::of : OuterByBf16<1>::of;
+      for (Index g = 0, i = 0; g < groups; g++) {
+        const Index channels = least + (g < rest);
+        float* const to = out + i * a.out_channels + c;
+        by[channels](in + 2 * i, 2 * a.in_channels, dz + 2 * c, 2 * a.out_channels, pairs, to, a.out_channels, a.first,
+                     fetches.next(dz + 2 * c, to));
+        i += channels;
+      }
+    }
+  }
+}
+
+template <class From, class To> void convert(const Converted<From, To>& a) {
+  constexpr int L = kLanes<float>;
+  for (Index y = 0; y < a.rows; y++) {
+    for (Index x = 0; x < a.cols; x++) {
+      const From* const from = a.from.data + y * a.from.row + x * a.from.pixel;
+      To* const to = a.to.data + y * a.to.row + x * a.to.pixel;
+      Index c = 0;
+      for (; c + L <= a.channels; c += L) keep(to + c, load(from + c));
+      for (; c < a.channels; c++) put(to + c, number(from[c]));
+    }
+  }
+}
+
+constexpr Bf16Kernels kBf16Kernels = {winograd<float, Bf16, 4>(),
+                                      winograd_input<float, Bf16, Bf16, 4, Singly<float, Bf16>>,
+                                      winograd_input<float, Bf16, float, 4, Singly<float, Bf16>>,
+                                      winograd_product_bf16,
+                                      winograd_input<float, Bf16, Bf16, 4, InPairs<Bf16>>,
+                                      winograd_dz<float, Bf16, Bf16, 4, InPairs<Bf16>>,
+                                      winograd_gradient_bf16,
+                                      map_kernels<float, Bf16>(),
+                                      convert<Bf16, float>,
+                                      convert<float, Bf16>};
 
 }  // namespace
 }  // namespace dblr

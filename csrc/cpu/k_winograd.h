@@ -117,12 +117,26 @@ template <class T, int M> struct Transform {
 // what a tile writes, up to 16 KB, would push them out of the first before their turn.
 constexpr Index kAhead = 2;
 
+// A tile's transform, position by position, as [tile][channel].
+template <class T, class V> struct Singly {
+  template <class S>
+  DBLR_INLINE Singly(const WinogradInput<V, S>& a, Index tile, Index c)
+      : to(a.out + (a.first + tile) * a.channels + c), position(a.position) {}
+  DBLR_INLINE void operator()(const Vec<T>& v) {
+    keep(to, v);
+    to += position;
+  }
+  V* to;
+  Index position;
+};
+
 // What the loops read of their arguments is copied first: any store might change the arguments themselves, and they
 // would be read again after each.
-template <class T, class V, class S, int M> void winograd_input(const WinogradInput<V, S>& arguments) {
+// Keep: how a tile's transform lies in the block, see Singly.
+template <class T, class V, class S, int M, class Keep> void winograd_input(const WinogradInput<V, S>& arguments) {
   constexpr int N = M + 2, L = kLanes<T>;
   const WinogradInput<V, S> a = arguments;
-  const Index position = a.position, ahead = kAhead * M * a.pixel;
+  const Index ahead = kAhead * M * a.pixel;
   for (Index tile = 0; tile < a.tiles; tile++) {
     for (Index c = 0; c < a.channels; c += L) {
       const bool line = c * sizeof(S) % 64 == 0;
@@ -140,12 +154,12 @@ template <class T, class V, class S, int M> void winograd_input(const WinogradIn
 #pragma GCC unroll 8
         for (int y = 0; y < N; y++) half[y][x] = v[y];
       }
-      V* to = a.out + tile * a.channels + c;
+      Keep keep(a, tile, c);
 #pragma GCC unroll 1
       for (int y = 0; y < N; y++) {
         Transform<T, M>::input(half[y], v);
 #pragma GCC unroll 8
-        for (int x = 0; x < N; x++, to += position) keep(to, v[x]);
+        for (int x = 0; x < N; x++) keep(v[x]);
       }
     }
   }
@@ -236,7 +250,7 @@ template <class T, class S, int M> void winograd_output(const WinogradOutput<T, 
 }
 
 template <class T, class S, int M> constexpr Winograd<T, S> winograd() {
-  return {winograd_input<T, T, S, M>, winograd_output<T, S, M>};
+  return {winograd_input<T, T, S, M, Singly<T, T>>, winograd_output<T, S, M>};
 }
 
 // What a call of the inner loop fetches meanwhile: a line to be read and one to be written a step.

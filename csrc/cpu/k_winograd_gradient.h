@@ -2,20 +2,19 @@
 namespace dblr {
 namespace {
 
-template <class T, int M> void winograd_dz(const WinogradInput<T, T>& arguments) {
+template <class T, class V, class S, int M, class Keep> void winograd_dz(const WinogradInput<V, S>& arguments) {
   constexpr int N = M + 2, L = kLanes<T>;
-  const WinogradInput<T, T> a = arguments;
+  const WinogradInput<V, S> a = arguments;
   const Index ahead = kAhead * M * a.pixel;
   for (Index tile = 0; tile < a.tiles; tile++) {
-    T* const to = a.out + tile * a.channels;
     for (Index c = 0; c < a.channels; c += L) {
-      const bool line = c * sizeof(T) % 64 == 0;
+      const bool line = c * sizeof(S) % 64 == 0;
       Vec<T> half[N][M], d[M], z[N];
 #pragma GCC unroll 1
       for (int x = 0; x < M; x++) {
         const Index at = (tile * M + x) * a.pixel + c;
 #pragma GCC unroll 8
-        for (int y = 0; y < M; y++) d[y] = fetch<Vec<T>>(a.rows[y] + at);
+        for (int y = 0; y < M; y++) d[y] = load(a.rows[y] + at);
         if (line) {
 #pragma GCC unroll 8
           for (int y = 0; y < M; y++) __builtin_prefetch(a.rows[y] + at + ahead, 0, 2);
@@ -24,11 +23,12 @@ template <class T, int M> void winograd_dz(const WinogradInput<T, T>& arguments)
 #pragma GCC unroll 8
         for (int y = 0; y < N; y++) half[y][x] = z[y];
       }
+      Keep keep(a, tile, c);
 #pragma GCC unroll 1
       for (int y = 0; y < N; y++) {
         Transform<T, M>::dz(half[y], z);
 #pragma GCC unroll 8
-        for (int x = 0; x < N; x++) store(to + (y * N + x) * a.position + c, z[x]);
+        for (int x = 0; x < N; x++) keep(z[x]);
       }
     }
   }

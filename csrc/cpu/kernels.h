@@ -78,8 +78,8 @@ constexpr int kMostRows = 8;
 template <class V, class S> struct WinogradInput {
   const S* rows[kMostRows];  // first pixel of the first tile's rows; tiles are m pixels apart
   Index pixel;
-  Index tiles, channels;     // channels: whole vectors
-  V* out;
+  Index first, tiles, channels;  // first: which tile of the block it is; channels: whole vectors
+  V* out;                        // of the block
   Index position;
 };
 
@@ -124,9 +124,10 @@ template <class T, class S> struct WinogradOutput {
   Pixels<const S> mask;
 };
 
-// Weight gradient: out[position][ic][oc] += sum over tiles of in[position][tile][ic] * dz[position][tile][oc]
-template <class T> struct WinogradGradient {
-  const T *in, *dz;
+// Weight gradient: out[position][ic][oc] += sum over tiles of in[position][tile][ic] * dz[position][tile][oc]; where
+// products are made in pairs (Bf16) tiles lie [tile / 2][channel][tile % 2], with zeros beside the last of an odd number.
+template <class T, class V = T> struct WinogradGradient {
+  const V *in, *dz;
   Index in_position, dz_position;
   Index positions, tiles, in_channels, out_channels;  // out_channels: whole vectors
   T* out;
@@ -200,13 +201,26 @@ template <class T> struct Kernels {
   void (*winograd_taps)(const T* sums, Index count, T* taps);
 };
 
-// F(4 x 4) with products in bf16 and sums in float.
+// A part of a map in another type.
+template <class From, class To> struct Converted {
+  Pixels<const From> from;
+  Pixels<To> to;
+  Index rows, cols, channels;
+};
+
+// F(4 x 4) with products in bf16 and sums in float, and what else maps in bf16 need.
 struct Bf16Kernels {
-  int lanes;
+  Winograd<float, Bf16> winograd4;  // for products in float
   void (*input)(const WinogradInput<Bf16, Bf16>&);
   void (*input_of_float)(const WinogradInput<Bf16, float>&);
   void (*product)(const WinogradProduct<float, Bf16>&);
-  void (*output)(const WinogradOutput<float, Bf16>&);
+  // The weight gradient: the input and the gradient to the output, tiles in pairs, and their products.
+  void (*input_pairs)(const WinogradInput<Bf16, Bf16>&);
+  void (*dz_pairs)(const WinogradInput<Bf16, Bf16>&);
+  void (*gradient)(const WinogradGradient<float, Bf16>&);
+  MapKernels<float, Bf16> maps;
+  void (*widen)(const Converted<Bf16, float>&);
+  void (*narrow)(const Converted<float, Bf16>&);
 };
 
 // A convolution of 1 or 2 rows of pixels with up to 32 output channels, directly, in bf16 with sums in float.

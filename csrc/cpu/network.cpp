@@ -23,8 +23,8 @@ constexpr int kAmxRows = 4;
 
 Network::Network(int threads, const Shape& shape, const ConvPair<float>& stem, const std::vector<Layer>& body,
                  const ConvPair<float>& tail, const float* w3, float b3, bool tail_skip, Level level)
-    : shape_(shape), kernels_(kernels_of<float>(table())), level_(level), b3_(b3), tail_skip_(tail_skip) {
-  if (level == Level::bf16 && !amx_kernels() && !bf16_kernels()) {
+    : shape_(shape), kernels_(kernels_of<float>(table())), bf16_(bf16_kernels()), level_(level), b3_(b3), tail_skip_(tail_skip) {
+  if (level == Level::bf16 && !amx_kernels() && !bf16_) {
     throw std::invalid_argument("This CPU makes no products in bf16.");
   }
   const AmxKernels* amx = level == Level::bf16 || level == Level::half ? amx_kernels() : nullptr;
@@ -45,7 +45,7 @@ Network::Network(int threads, const Shape& shape, const ConvPair<float>& stem, c
     amx = nullptr;
   }
   tile_ = amx ? kAmxRows : level_ == Level::fast || level_ == Level::half ? 6 : 4;
-  const Run<float> run(threads, kernels_);
+  const Run<float> run(threads, kernels_, bf16_);
   const auto pack = [&](std::vector<Weights<float>>& to, const float* w, const float* b, Index out, Index in) {
     const Filter<float> f = forward_filter(w, out, in);
     const int tile = winograd_tile(kernels_, f, tile_);
@@ -143,7 +143,7 @@ std::size_t Network::workspace_bytes(Index h, Index w, const Rect& valid) const 
 }
 
 std::size_t Network::thread_bytes(Index, Index, const Rect&) const {
-  return amx_.empty() ? tail_scratch(kernels_, tail()) : amx_tail_scratch(amx_[amx_.size() - 2], amx_.back());
+  return amx_.empty() ? tail_scratch(Run<float>(1, kernels_, bf16_), tail()) : amx_tail_scratch(amx_[amx_.size() - 2], amx_.back());
 }
 
 void Network::run(int threads, Map<const float> x, const Rect& valid, float* workspace, Map<float> y) const {
@@ -155,7 +155,7 @@ void Network::run(int threads, Map<const float> x, const Rect& valid, float* wor
 
 template <class S>
 void Network::run_with(int threads, Map<const float> x, const Rect& valid, float* workspace, Map<float> y) const {
-  const Run<float> run(threads, kernels_);
+  const Run<float> run(threads, kernels_, bf16_);
   const Index h = x.h, w = x.w, count = layers() - 5;
   Strips strips = strips_of(h, w, valid);
   const Maps<S> maps(*this, strips, h, w, valid, workspace);
@@ -183,7 +183,7 @@ void Network::run_with(int threads, Map<const float> x, const Rect& valid, float
         if (amx) return convolve(run, *amx, c);
       }
       if constexpr (std::is_same<In, float>::value && std::is_same<Out, float>::value) {
-        convolve(run, *weights, c);
+        convolve<float, float>(run, *weights, c);
       } else {
         winograd_convolve(run, *weights, c);
       }
@@ -211,11 +211,7 @@ void Network::run_with(int threads, Map<const float> x, const Rect& valid, float
       const std::size_t end = amx_.size();
       if (end) return amx_tail(threads, constant(maps.h1), amx_[end - 2], amx_[end - 1], strip, {}, maps.taps);
     }
-    if constexpr (std::is_same<S, float>::value) {
-      tail_products<float>(run, constant(maps.h1), tail(), strip, {}, maps.taps);
-    } else {
-      tail_products(run, constant(maps.h1), tail(), strip, maps.taps);
-    }
+    tail_products<float, S>(run, constant(maps.h1), tail(), strip, {}, maps.taps);
   });
   strips.add(valid, [&](const Rect& strip) { add_taps<float>(run, constant(maps.taps), b3_, strip, y); });
   strips.run();

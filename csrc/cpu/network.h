@@ -53,6 +53,7 @@ class Network {
 
   Shape shape_;
   const Kernels<float>& kernels_;
+  const Bf16Kernels* bf16_;
   Level level_;
   int tile_;
   bool skewed_;  // strips, where all layers but the first go by Winograd; others take whole strips of what they add

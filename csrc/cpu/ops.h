@@ -1,12 +1,12 @@
 // The ops of dblr_fast on the CPU. Maps that an op writes, and all but the x it reads, have unit channel stride.
 // T: the type of the arithmetic, of parameters and of their gradients; S: that in which maps are kept. It is T, or Bf16
-// where there is AMX: then convolutions multiply in bf16 too.
+// where products are made in it: then convolutions multiply in bf16 too.
 #pragma once
 
 #include <array>
 #include <memory>
 
-#include "amx.h"
+#include "layer.h"
 #include "norm.h"
 
 namespace dblr {
@@ -56,33 +56,23 @@ void stem_backward(int threads, Map<const S> grad, Map<const S> x, Map<const S> 
 
 // L33 to L35. last: the nine taps of L35 as a 1x1 convolution, see tap_filter.
 template <class T> Filter<T> tap_filter(const T* w3, Index in);
-template <class S, class T> WeightsFor<T, S> tap_weights(const Run<T>& run, const T* w3, Index in) {
-  if constexpr (std::is_same<S, T>::value) {
-    return Weights<T>(run, tap_filter(w3, in));
-  } else {
-    return layer_weights<S>(run, tap_filter(w3, in));
-  }
-}
-template <class T, class S = T> struct Tail {
-  const WeightsFor<T, S>*first, *second, *last;
+// W: Weights<T>, or those of its layers for maps of another type.
+template <class T, class W = Weights<T>> struct Tail {
+  const W *first, *second, *last;
   T bias;
 };
 // taps: nine planes over `region` grown by one, or three strips of them in a ring. h1, h2: kept if data is not null.
 template <class T, class S = T>
-void reconstruct(const Run<T>& run, Map<const S> x, const Tail<T, S>& tail, const Rect& region, Map<T> taps, Map<T> y,
+void reconstruct(const Run<T>& run, Map<const S> x, const Tail<T, WeightsFor<T, S>>& tail, const Rect& region, Map<T> taps, Map<T> y,
                  Map<S> h1, Map<S> h2);
 // Its parts: L34 over `region`, from h1 to the products of its output with the nine taps; and their sum.
-template <class T>
-void tail_products(const Run<T>& run, Map<const T> h1, const Tail<T>& tail, const Rect& region, Map<T> h2,
+// Maps in Half: where L34's weights are Winograd's with tiles of 6, and h2 is not kept.
+template <class T, class S>
+void tail_products(const Run<T>& run, Map<const S> h1, const Tail<T>& tail, const Rect& region, Map<S> h2,
                    Map<T> taps);
-// With h1 in 16 bits: where the weights are Winograd's with tiles of 6, or in bf16.
-void tail_products(const Run<float>& run, Map<const Half> h1, const Tail<float>& tail, const Rect& region,
-                   Map<float> taps);
-void tail_products(const Run<float>& run, Map<const Bf16> h1, const Tail<float>& tail, const Rect& region,
-                   Map<float> taps);
 template <class T> void add_taps(const Run<T>& run, Map<const T> taps, T bias, const Rect& region, Map<T> y);
 // Bytes that each thread takes for them beside the maps.
-template <class T> std::size_t tail_scratch(const Kernels<T>& kernels, const Tail<T>& tail);
+template <class T> std::size_t tail_scratch(const Run<T>& run, const Tail<T>& tail);
 template <class T, class S = T>
 void reconstruct_backward(int threads, Map<const S> grad, Map<const S> x, Map<const S> h1, Map<const S> h2,
                           const ConvPair<T>& p, const T* w3, Map<S> dx, T* dw1, T* db1, T* dw2, T* db2, T* dw3, T* db3);

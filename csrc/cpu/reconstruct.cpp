@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "ops.h"
 #include "strips.h"
@@ -44,26 +45,37 @@ template <class T> void spread_taps(const Tile& t, const T* sums, Map<T> taps) {
 struct TailScratch {
   Index own, block, sums;
 };
-template <class T> TailScratch scratch_of(const Kernels<T>& kernels, const Weights<T>& second) {
+template <class T> TailScratch scratch_of(const Run<T>& run, const Weights<T>& second) {
   if (second.tile) {
-    const WinogradBlocks<T, T> blocks(kernels, second);
+    const WinogradBlocks<T, T> blocks(run, second);
     const Index pixels = blocks.most_tiles() * second.tile * second.tile;
     return {static_cast<Index>(blocks.scratch() / sizeof(T)), pixels * blocks.channels(0), pixels * kTaps};
   }
   const Index pixels = kTailRows * kTailCols;
-  return {(kTailRows + 2) * (kTailCols + 2) * second.in, pixels * second.channels(0), pixels * kTaps};
+  return {(kTailRows + 3) * (kTailCols + 2) * second.in, pixels * second.channels(0), pixels * kTaps};
+}
+
+// A block of channels of a tile of h2, made in T, to its map if that is kept in another type.
+template <class T, class S>
+void keep_narrowed(const Run<T>& run, const Tile& t, Pixels<const T> from, Index first, Index channels, Map<S> h2) {
+  if constexpr (std::is_same<S, Bf16>::value) {
+    if (!h2.data) return;
+    Pixels<S> to = pixels(h2, t.n, t.y, t.x);
+    to.data += first;
+    run.bf16->narrow({from, to, t.rows, t.cols, channels});
+  }
 }
 
 template <class T, class In, class V>
-void products_by_winograd(const Run<T>& run, Map<const In> h1, const Tail<T>& tail, const Rect& region, Map<T> h2,
+void products_by_winograd(const Run<T>& run, Map<const In> h1, const Tail<T>& tail, const Rect& region, Map<In> h2,
                           Map<T> taps) {
   const Rect readable = grow(region, 1, h1.h, h1.w);
   const Source<T, In> source = copy_of<T>(h1);
   const Weights<T>& second = *tail.second;
-  const TailScratch size = scratch_of(run.kernels, second);
+  const TailScratch size = scratch_of(run, second);
   const WinogradTiling tiling(region, second.tile, run.threads, winograd_block(second.tile, second.in), taps.shift);
-  const WinogradBlocks<T, In, V> blocks(run.kernels, second);
-  parallel(run.threads, h1.n * tiling.tasks(), tail_scratch(run.kernels, tail), [&](Index task, char* memory) {
+  const WinogradBlocks<T, In, V> blocks(run, second);
+  parallel(run.threads, h1.n * tiling.tasks(), tail_scratch(run, tail), [&](Index task, char* memory) {
     T *const scratch = reinterpret_cast<T*>(memory), *const kept = scratch + size.own, *const sums = kept + size.block;
     const WinogradTiling::Block b = tiling.block(task);
     const Tile t = tiling.part(b, region);
@@ -73,45 +85,52 @@ void products_by_winograd(const Run<T>& run, Map<const In> h1, const Tail<T>& ta
       WinogradOutput<T, T> o = blocks.template multiply<T>(b, region, group, scratch);
       o.relu = true;
       Pixels<T> out = {kept, b.tiles * second.tile * channels, channels};
-      if (h2.data) {
-        out = pixels(h2, b.n, b.y, b.x);
-        out.data += first;
+      if constexpr (std::is_same<In, T>::value) {
+        if (h2.data) {
+          out = pixels(h2, b.n, b.y, b.x);
+          out.data += first;
+        }
       }
       o.out.pixel = out.pixel;
       for (Index y = 0; y < second.tile; y++) o.out.row[y] = out.data + y * out.row;
       blocks.store(o);
       const T* from = out.data + (t.y - b.y) * out.row + (t.x - b.x) * out.pixel;
       contract(run, *tail.last, t, {from, out.row, out.pixel}, first, channels, sums);
+      keep_narrowed(run, t, {from, out.row, out.pixel}, first, channels, h2);
     }
     spread_taps(t, sums, taps);
   });
 }
 
-template <class T>
-void products_directly(const Run<T>& run, Map<const T> h1, const Tail<T>& tail, const Rect& region, Map<T> h2,
+template <class T, class S>
+void products_directly(const Run<T>& run, Map<const S> h1, const Tail<T>& tail, const Rect& region, Map<S> h2,
                        Map<T> taps) {
   const Weights<T>& second = *tail.second;
-  const TailScratch size = scratch_of(run.kernels, second);
+  const TailScratch size = scratch_of(run, second);
   Tiling tiling(1, 1, 1, 1);
   tiling.rows = std::min(region.h(), kTailRows);
   tiling.cols = std::min(region.w(), kTailCols);
   tiling.down = (region.h() + tiling.rows - 1) / tiling.rows;
   tiling.across = (region.w() + tiling.cols - 1) / tiling.cols;
-  parallel(run.threads, h1.n * tiling.tiles(), tail_scratch(run.kernels, tail), [&](Index task, char* memory) {
+  parallel(run.threads, h1.n * tiling.tiles(), tail_scratch(run, tail), [&](Index task, char* memory) {
     const Tile t = tile_at(tiling, region, task);
     T *const in = reinterpret_cast<T*>(memory), *const kept = in + size.own, *const sums = kept + size.block;
-    load_tile(run.kernels, copy_of<T>(h1), t, 1, in);
+    S* const row = reinterpret_cast<S*>(in + (kTailRows + 2) * (kTailCols + 2) * second.in);
+    load_tile(run, copy_of<T>(h1), t, 1, in, row);
     for (Index b = 0; b < second.blocks; b++) {
       const Index channels = second.channels(b), first = second.first_channel(b);
       Pixels<T> out = {kept, t.cols * channels, channels};
-      if (h2.data) {
-        out = pixels(h2, t.n, t.y, t.x);
-        out.data += first;
+      if constexpr (std::is_same<S, T>::value) {
+        if (h2.data) {
+          out = pixels(h2, t.n, t.y, t.x);
+          out.data += first;
+        }
       }
       Product<T> p = product<T>(second, b, {in, (t.cols + 2) * second.in, second.in}, t.rows, t.cols, out);
       p.relu = true;
       run.kernels.multiply(p);
       contract(run, *tail.last, t, {out.data, out.row, out.pixel}, first, channels, sums);
+      keep_narrowed(run, t, {out.data, out.row, out.pixel}, first, channels, h2);
     }
     spread_taps(t, sums, taps);
   });
@@ -139,38 +158,36 @@ template <class T> void add_taps(const Run<T>& run, Map<const T> taps, T bias, c
 
 template <class T> Filter<T> tap_filter(const T* w3, Index in) { return {w3, kTaps, in, 1, kTaps, false, 1}; }
 
-template <class T> std::size_t tail_scratch(const Kernels<T>& kernels, const Tail<T>& tail) {
-  const TailScratch s = scratch_of(kernels, *tail.second);
+template <class T> std::size_t tail_scratch(const Run<T>& run, const Tail<T>& tail) {
+  const TailScratch s = scratch_of(run, *tail.second);
   return (s.own + s.block + s.sums) * sizeof(T);
 }
 
-template <class T>
-void tail_products(const Run<T>& run, Map<const T> h1, const Tail<T>& tail, const Rect& region, Map<T> h2,
+template <class T, class S>
+void tail_products(const Run<T>& run, Map<const S> h1, const Tail<T>& tail, const Rect& region, Map<S> h2,
                    Map<T> taps) {
-  if (!tail.second->tile) return products_directly(run, h1, tail, region, h2, taps);
-  products_by_winograd<T, T, T>(run, h1, tail, region, h2, taps);
-}
-
-void tail_products(const Run<float>& run, Map<const Half> h1, const Tail<float>& tail, const Rect& region,
-                   Map<float> taps) {
-  products_by_winograd<float, Half, float>(run, h1, tail, region, {}, taps);
-}
-
-void tail_products(const Run<float>& run, Map<const Bf16> h1, const Tail<float>& tail, const Rect& region,
-                   Map<float> taps) {
-  products_by_winograd<float, Bf16, Bf16>(run, h1, tail, region, {}, taps);
+  if constexpr (!std::is_same<S, Half>::value) {
+    if (!tail.second->tile) return products_directly(run, h1, tail, region, h2, taps);
+  }
+  if constexpr (std::is_same<S, Bf16>::value) {
+    if (tail.second->bf16) return products_by_winograd<T, S, Bf16>(run, h1, tail, region, h2, taps);
+  }
+  products_by_winograd<T, S, T>(run, h1, tail, region, h2, taps);
 }
 
 template <class T, class S>
-void reconstruct(const Run<T>& run, Map<const S> x, const Tail<T, S>& tail, const Rect& region, Map<T> taps, Map<T> y,
+void reconstruct(const Run<T>& run, Map<const S> x, const Tail<T, WeightsFor<T, S>>& tail, const Rect& region, Map<T> taps, Map<T> y,
                  Map<S> h1, Map<S> h2) {
   if (region.h() <= 0 || region.w() <= 0) return;
   const Rect around = grow(region, 1, x.h, x.w);
   const auto products = [&](const Map<const S>& from, const Rect& part, const Map<S>& kept, const Map<T>& to) {
     if constexpr (std::is_same<S, T>::value) {
       tail_products(run, from, tail, part, kept, to);
+    } else if (run.amx) {
+      amx_tail(run.threads, from, *tail.second->amx, *tail.last->amx, part, kept, to);
     } else {
-      amx_tail(run.threads, from, *tail.second, *tail.last, part, kept, to);
+      const Tail<T> plain = {&*tail.first->plain, &*tail.second->plain, &*tail.last->plain, tail.bias};
+      tail_products(run, from, plain, part, kept, to);
     }
   };
   if (h1.data) {
@@ -208,9 +225,9 @@ void reconstruct_backward(int threads, Map<const S> grad, Map<const S> x, Map<co
   for (double s : sums.s0) bias += s;
   *db3 = static_cast<T>(bias);
 
-  const auto third = layer_weights<S>(run, backward_filter(w3, 1, p.out));
-  const auto second = layer_weights<S>(run, backward_filter(p.w2, p.out, p.middle));
-  const auto first = layer_weights<S>(run, backward_filter(p.w1, p.middle, p.in));
+  const auto third = gradient_weights<S>(run, backward_filter(w3, 1, p.out));
+  const auto second = gradient_weights<S>(run, backward_filter(p.w2, p.out, p.middle));
+  const auto first = gradient_weights<S>(run, backward_filter(p.w1, p.middle, p.in));
   const auto back = [&](const Map<const S>& from, const WeightsFor<T, S>& weights, const Rect& region,
                         const Map<S>& to, const Map<const S>& mask) {
     Convolution<T, S, S> c;
@@ -240,14 +257,16 @@ void reconstruct_backward(int threads, Map<const S> grad, Map<const S> x, Map<co
 
 #define INSTANTIATE(T)                                                                                              \
   template Filter<T> tap_filter(const T*, Index);                                                                   \
-  template std::size_t tail_scratch(const Kernels<T>&, const Tail<T>&);                                             \
-  template void tail_products(const Run<T>&, Map<const T>, const Tail<T>&, const Rect&, Map<T>, Map<T>);            \
+  template std::size_t tail_scratch(const Run<T>&, const Tail<T>&);                                                 \
   template void add_taps(const Run<T>&, Map<const T>, T, const Rect&, Map<T>);
 INSTANTIATE(float)
 INSTANTIATE(double)
+template void tail_products(const Run<float>&, Map<const Half>, const Tail<float>&, const Rect&, Map<Half>,
+                            Map<float>);
 #define INSTANTIATE_MAPS(T, S)                                                                                      \
-  template void reconstruct(const Run<T>&, Map<const S>, const Tail<T, S>&, const Rect&, Map<T>, Map<T>, Map<S>,    \
-                            Map<S>);                                                                                \
+  template void tail_products(const Run<T>&, Map<const S>, const Tail<T>&, const Rect&, Map<S>, Map<T>);            \
+  template void reconstruct(const Run<T>&, Map<const S>, const Tail<T, WeightsFor<T, S>>&, const Rect&, Map<T>,     \
+                            Map<T>, Map<S>, Map<S>);                                                                \
   template void reconstruct_backward(int, Map<const S>, Map<const S>, Map<const S>, Map<const S>,                   \
                                      const ConvPair<T>&, const T*, Map<S>, T*, T*, T*, T*, T*, T*);
 INSTANTIATE_MAPS(float, float)

@@ -69,7 +69,7 @@ void residual_block_backward(int threads, Map<const S> grad, Map<const S> x, con
   c.out = scratch;
   c.norm_sums = &sums;
   c.norm = norm1.gradient(constant(scratch), z1, true);
-  convolve(run, layer_weights<S>(run, backward_filter(second.weight, z2.c, z1.c)), c);
+  convolve(run, gradient_weights<S>(run, backward_filter(second.weight, z2.c, z1.c)), c);
   weight_gradient(run, WeightGradient<T, S>{norm1.normalised(z1), dz2, c.region, d2.weight, z1.c * 9, 9});
 
   norm1.set_gradient(first.norm, sums, training, d1.bias, d1.gamma, d1.beta);
@@ -80,7 +80,7 @@ void residual_block_backward(int threads, Map<const S> grad, Map<const S> x, con
     back.region = c.region;
     back.out = dx;
     back.add[0] = grad;
-    convolve(run, layer_weights<S>(run, backward_filter(first.weight, z1.c, x.c)), back);
+    convolve(run, gradient_weights<S>(run, backward_filter(first.weight, z1.c, x.c)), back);
   }
   weight_gradient(run, WeightGradient<T, S>{copy_of<T>(x), dz1, c.region, d1.weight, x.c * 9, 9});
 }

@@ -142,8 +142,9 @@ std::vector<double> normed_ops(int threads, Index n, Index h, Index w, Index in,
   return joined(m.results(), maps.results());
 }
 
-template <class T, class S = T> std::vector<double> ends(int threads, Index n, Index h, Index w) {
-  const Index frames = 5, middle = 13, width = 19, tail = 37;
+template <class T, class S = T>
+std::vector<double> ends(int threads, Index n, Index h, Index w, Index middle = 13, Index width = 19, Index tail = 37) {
+  const Index frames = 5;
   Memory<T> m;
   Memory<S> maps;
   const Run<T> run(threads);
@@ -168,7 +169,7 @@ template <class T, class S = T> std::vector<double> ends(int threads, Index n, I
   const Map<T> taps = {m.poisoned(n * 9 * h * w), n, 9, h, w, 9 * h * w, h * w, w, 1};
   const auto first = layer_weights<S>(run, forward_filter(t.w1, tail, width), t.b1);
   const auto second = layer_weights<S>(run, forward_filter(t.w2, tail, tail), t.b2);
-  const WeightsFor<T, S> last = tap_weights<S>(run, w3, tail);
+  const auto last = layer_weights<S>(run, tap_filter(w3, tail));
   reconstruct<T, S>(run, constant(y), {&first, &second, &last, T(0.5)}, whole(h, w), taps, out, {}, {});
   reconstruct<T, S>(run, constant(y), {&first, &second, &last, T(0.5)}, whole(h, w), taps, out, h1, h2);
   reconstruct_backward<T, S>(threads, constant(thin), constant(y), constant(h1), constant(h2), t, w3, back,
@@ -219,6 +220,14 @@ double distance(const std::vector<double>& a, const std::vector<double>& b) {
   return worst / scale;
 }
 
+void ops_in_bf16(int threads, Index n, Index h, Index w) {
+  normed_ops<float, Bf16>(threads, n, h, w, 5, 19, false);
+  normed_ops<float, Bf16>(threads, n, h, w, 16, 33, true);
+  normed_ops<float, Bf16>(threads, n, h, w, 16, 32, true);
+  ends<float, Bf16>(threads, n, h, w);
+  ends<float, Bf16>(threads, n, h, w, 16, 32, 48);
+}
+
 template <class T> void all(const std::string& name, int threads, Index n, Index h, Index w) {
   using Op = std::function<std::vector<double>()>;
   std::vector<Op> ops = {[&] { return normed_ops<T>(threads, n, h, w, 5, 19, false); },
@@ -237,6 +246,7 @@ template <class T> void all(const std::string& name, int threads, Index n, Index
   }
   // For the sanitizers, and a part against the whole.
   if (bf16_kernels()) network(threads, h, w, Network::Level::bf16);
+  if (bf16_kernels() && sizeof(T) == 4) ops_in_bf16(threads, n, h, w);
   for (Index channels : {1, 5, 16, 33, 67}) plain_convolution<T>(threads, n, h, w, channels, 68 - channels, 0);
   for (int tile : {4, 6}) {
     for (Index channels : {16, 32, 160}) plain_convolution<T>(threads, n, h, w, channels, 176 - channels, tile);
@@ -257,9 +267,7 @@ int main() {
           set_isa(name);
           network(threads, h, w, Network::Level::bf16);
           network(threads, h, w, Network::Level::half, true);
-          normed_ops<float, Bf16>(threads, n, h, w, 5, 19, false);
-          normed_ops<float, Bf16>(threads, n, h, w, 16, 33, true);
-          ends<float, Bf16>(threads, n, h, w);
+          ops_in_bf16(threads, n, h, w);
           continue;
         }
         all<float>(name, threads, n, h, w);

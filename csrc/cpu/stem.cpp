@@ -31,8 +31,8 @@ void stem_backward(int threads, Map<const S> grad, Map<const S> x, Map<const S> 
                    T* dw1, T* db1, T* dw2, T* db2) {
   const Run<T> run(threads);
   const auto first = layer_weights<S>(run, forward_filter(p.w1, p.middle, p.in), p.b1);
-  const auto second_back = layer_weights<S>(run, backward_filter(p.w2, p.out, p.middle));
-  const auto first_back = layer_weights<S>(run, backward_filter(p.w1, p.middle, p.in));
+  const auto second_back = gradient_weights<S>(run, backward_filter(p.w2, p.out, p.middle));
+  const auto first_back = gradient_weights<S>(run, backward_filter(p.w1, p.middle, p.in));
   const Index h = x.h, w = x.w;
   const Index band_rows = std::min(h, std::max<Index>(kBandPixels / w, 8));
   const Index size = std::min(h, band_rows + 2) * w * p.middle;

@@ -10,7 +10,7 @@
 #include <functional>
 #include <vector>
 
-#include "amx.h"
+#include "layer.h"
 
 namespace dblr {
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "threads.h"
 
@@ -44,20 +45,21 @@ void spread(const T* row, Index cols, const Layout<T>& l, Index plane, T* out) {
   }
 }
 
-template <class T> struct Worker {
+template <class T, class S> struct Worker {
   const Run<T>& run;
-  const WeightGradient<T>& g;
+  const WeightGradient<T, S>& g;
   Layout<T> l;
   Index row_size() const { return std::max((kCols + 2) * l.in, kCols * l.width); }
   Index x_size() const { return l.groups * (kRows + 2) * (kCols + 2) * l.group; }
-  Index scratch() const { return row_size() + x_size() + kRows * kCols * l.width; }
+  Index scratch() const { return 2 * row_size() + x_size() + kRows * kCols * l.width; }
 
   // Adds one tile's part for channel blocks b0 <= b < b1 to sums, and its part of the bias gradient to dbias.
   void tile(const Tile& t, Index b0, Index b1, T* scratch, T* sums, double* dbias) const {
     T *row = scratch, *x = row + row_size(), *dz = x + x_size();
+    S* const kept = reinterpret_cast<S*>(dz + kRows * kCols * l.width);
     const Index x_row = (t.cols + 2) * l.group, plane = (t.rows + 2) * x_row;
     for (Index y = 0; y < t.rows + 2; y++) {
-      run.kernels.maps.load_row(g.x, t.n, t.y + y - 1, t.x - 1, t.cols + 2, 0, l.in, row);
+      load_row(run, g.x, t.n, t.y + y - 1, t.x - 1, t.cols + 2, 0, l.in, row, kept);
       spread(row, t.cols + 2, l, plane, x + y * x_row);
     }
     for (Index b = b0; b < b1; b++) {
@@ -65,7 +67,7 @@ template <class T> struct Worker {
       for (Index y = 0; y < t.rows; y++) {
         T* to = dz + y * t.cols * pixel;
         T* from = channels == pixel ? to : row;
-        run.kernels.maps.load_row(g.dz, t.n, t.y + y, t.x, t.cols, first, first + channels, from);
+        load_row(run, g.dz, t.n, t.y + y, t.x, t.cols, first, first + channels, from, kept);
         for (Index i = 0; from != to && i < t.cols; i++) {
           std::memcpy(to + i * pixel, from + i * channels, channels * sizeof(T));
           std::memset(to + i * pixel + channels, 0, (pixel - channels) * sizeof(T));
@@ -120,13 +122,16 @@ template <class T, class S> void bias_gradient(const Run<T>& run, const WeightGr
   }
 }
 
-template <class T> void weight_gradient(const Run<T>& run, const WeightGradient<T>& g) {
+template <class T, class S> void weight_gradient(const Run<T>& run, const WeightGradient<T, S>& g) {
+  if constexpr (std::is_same<S, Bf16>::value) {
+    if (run.amx) return amx_weight_gradient(run, g);
+  }
   if (winograd_suits_gradient(run.kernels, g)) {
     winograd_weight_gradient(run, g);
     if (g.dbias) bias_gradient(run, g);
     return;
   }
-  const Worker<T> worker = {run, g, Layout<T>(run.kernels, g.x.a.c, g.dz.a.c)};
+  const Worker<T, S> worker = {run, g, Layout<T>(run.kernels, g.x.a.c, g.dz.a.c)};
   const Layout<T>& l = worker.l;
   Tiling tiling(1, 1, 1, 1);
   tiling.rows = kRows;
@@ -180,6 +185,7 @@ template <class T> void weight_gradient(const Run<T>& run, const WeightGradient<
 
 template void weight_gradient(const Run<float>&, const WeightGradient<float>&);
 template void weight_gradient(const Run<double>&, const WeightGradient<double>&);
+template void weight_gradient(const Run<float>&, const WeightGradient<float, Bf16>&);
 template void bias_gradient(const Run<float>&, const WeightGradient<float>&);
 template void bias_gradient(const Run<double>&, const WeightGradient<double>&);
 template void bias_gradient(const Run<float>&, const WeightGradient<float, Bf16>&);

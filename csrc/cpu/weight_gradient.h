@@ -24,15 +24,14 @@ struct ChannelRanges {
   Index size(Index i) const { return std::min(most, channels - i * most); }
 };
 
-template <class T> void weight_gradient(const Run<T>& run, const WeightGradient<T>& g);
-// By AMX.
-void weight_gradient(const Run<float>& run, const WeightGradient<float, Bf16>& g);
+template <class T, class S> void weight_gradient(const Run<T>& run, const WeightGradient<T, S>& g);
+void amx_weight_gradient(const Run<float>& run, const WeightGradient<float, Bf16>& g);
 
 // dbias alone.
 template <class T, class S> void bias_gradient(const Run<T>& run, const WeightGradient<T, S>& g);
 
 // dw alone, by Winograd's transforms, for shapes that they suit.
-template <class T> bool winograd_suits_gradient(const Kernels<T>& k, const WeightGradient<T>& g);
-template <class T> void winograd_weight_gradient(const Run<T>& run, const WeightGradient<T>& g);
+template <class T, class S> bool winograd_suits_gradient(const Kernels<T>& k, const WeightGradient<T, S>& g);
+template <class T, class S> void winograd_weight_gradient(const Run<T>& run, const WeightGradient<T, S>& g);
 
 }  // namespace dblr

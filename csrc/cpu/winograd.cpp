@@ -51,38 +51,40 @@ template <class V> V rounded(double x) {
 }
 
 // The transforms of a tile's side for maps of a type.
-template <class S, class T> const Winograd<T, S>& transforms(const Kernels<T>& k, Index tile) {
+template <class S, class T> const Winograd<T, S>& transforms(const Run<T>& run, Index tile) {
   if constexpr (std::is_same<S, T>::value) {
-    return tile == 4 ? k.winograd4 : k.winograd6;
+    return tile == 4 ? run.kernels.winograd4 : run.kernels.winograd6;
+  } else if constexpr (std::is_same<S, Bf16>::value) {
+    return run.bf16->winograd4;
   } else {
-    return k.winograd6_half;
+    return run.kernels.winograd6_half;
   }
 }
 
-template <class V, class In, class T> auto input_transform(const Kernels<T>& k, Index tile) {
+template <class V, class In, class T> auto input_transform(const Run<T>& run, Index tile) {
   if constexpr (std::is_same<V, T>::value) {
-    return transforms<In>(k, tile).input;
+    return transforms<In>(run, tile).input;
   } else if constexpr (std::is_same<In, T>::value) {
-    return bf16_kernels()->input_of_float;
+    return run.bf16->input_of_float;
   } else {
-    return bf16_kernels()->input;
+    return run.bf16->input;
   }
 }
 
 template <class T, class S> bool as_it_is(const Source<T, S>& s) { return s.load == Load::copy && s.a.sc == 1; }
 
 // to[x - x0][c - c0]: columns x0 <= x < x0 + cols of row y, channels c0 <= c < c1; all within the picture.
-template <class T>
-void read_row(const Kernels<T>& k, const Source<T>& s, Index n, Index y, Index x0, Index cols, Index c0, Index c1,
-              T* to) {
-  k.maps.load_row(s, n, y, x0, cols, c0, c1, to);
-}
 template <class T, class S>
-void read_row(const Kernels<T>&, const Source<T, S>& s, Index n, Index y, Index x0, Index cols, Index c0, Index c1,
+void read_row(const Run<T>& run, const Source<T, S>& s, Index n, Index y, Index x0, Index cols, Index c0, Index c1,
               S* to) {
-  const Map<const S>& m = s.a;
-  const S* from = m.data + n * m.sn + row_of(m, y) + x0 * m.sw + c0;
-  for (Index x = 0; x < cols; x++, from += m.sw, to += c1 - c0) std::memcpy(to, from, (c1 - c0) * sizeof(S));
+  maps_of<S>(run).load_row(s, n, y, x0, cols, c0, c1, to);
+}
+template <class T>
+void read_row(const Run<T>&, const Source<T, Half>& s, Index n, Index y, Index x0, Index cols, Index c0, Index c1,
+              Half* to) {
+  const Map<const Half>& m = s.a;
+  const Half* from = m.data + n * m.sn + row_of(m, y) + x0 * m.sw + c0;
+  for (Index x = 0; x < cols; x++, from += m.sw, to += c1 - c0) std::memcpy(to, from, (c1 - c0) * sizeof(Half));
 }
 
 bool infinite(const Half* p, Index count) {
@@ -168,12 +170,13 @@ void TileLoader<T, In, V>::load(const Source<T, In>& source, const WinogradTilin
   const bool plain = as_it_is(source) && y0 >= readable.y0 && y0 + side <= readable.y1;
   WinogradInput<V, In> in = {};
   in.channels = channels;
+  in.out = out;
   in.position = position;
   for (Index i = 0; i < b.tiles; i += in.tiles) {
     const Index x0 = b.x + i * tile - halo, within = (readable.x1 - 2 * halo - x0) / tile;
     in.tiles = !plain ? kGather : x0 < readable.x0 || within < 1 ? 1 : within;
     in.tiles = std::min(in.tiles, b.tiles - i);
-    in.out = out + i * channels;
+    in.first = i;
     const Index cols = in.tiles * tile + 2 * halo;
     if (plain && x0 >= readable.x0 && x0 + cols <= readable.x1) {
       in.pixel = a.sw;
@@ -190,7 +193,7 @@ void TileLoader<T, In, V>::load(const Source<T, In>& source, const WinogradTilin
         std::memset(to, 0, left * channels * sizeof(In));
         std::memset(to + right * channels, 0, (cols - right) * channels * sizeof(In));
         if (!inside) continue;
-        read_row(kernels, source, b.n, y0 + y, x0 + begin, end - begin, first, first + channels, to + begin * channels);
+        read_row(run, source, b.n, y0 + y, x0 + begin, end - begin, first, first + channels, to + begin * channels);
       }
     }
     transform(in);
@@ -211,10 +214,9 @@ void WinogradBlocks<T, In, V>::fetch(const Source<T, In>& source, const Winograd
 }
 
 template <class T, class In, class V>
-WinogradBlocks<T, In, V>::WinogradBlocks(const Kernels<T>& kernels, const Weights<T>& w)
-    : kernels_(kernels), weights_(w),
-      loader_{kernels, input_transform<V, In>(kernels, w.tile), w.tile, 1, 0, w.in, 0}, tile_(w.tile), side_(w.tile + 2),
-      tiles_(winograd_block(w.tile, w.in)), group_(std::max<Index>(kGroup / w.width() * w.width(), w.width())) {
+WinogradBlocks<T, In, V>::WinogradBlocks(const Run<T>& run, const Weights<T>& w)
+    : run_(run), weights_(w), loader_{run, input_transform<V, In>(run, w.tile), w.tile, 1, 0, w.in, 0}, tile_(w.tile),
+      side_(w.tile + 2), tiles_(winograd_block(w.tile, w.in)), group_(std::max<Index>(kGroup / w.width() * w.width(), w.width())) {
   const auto elements = [](Index count, std::size_t size) {  // of T, for the scratch of other types; whole cache lines
     return static_cast<Index>((count * size + 63) / 64 * 64 / sizeof(T));
   };
@@ -244,11 +246,7 @@ void WinogradBlocks<T, In, V>::load(const Source<T, In>& source, const WinogradT
 template <class T, class In, class V>
 template <class Out>
 void WinogradBlocks<T, In, V>::store(const WinogradOutput<T, Out>& o) const {
-  if constexpr (std::is_same<Out, Bf16>::value) {
-    bf16_kernels()->output(o);
-  } else {
-    transforms<Out>(kernels_, tile_).output(o);
-  }
+  transforms<Out>(run_, tile_).output(o);
 }
 
 template <class T, class In, class V>
@@ -272,9 +270,9 @@ WinogradOutput<T, Out> WinogradBlocks<T, In, V>::multiply(const WinogradTiling::
   p.ahead = ahead.data();
   p.ahead_end = p.ahead + ahead.size();
   if constexpr (std::is_same<V, T>::value) {
-    kernels_.winograd_product(p);
+    run_.kernels.winograd_product(p);
   } else {
-    bf16_kernels()->product(p);
+    run_.bf16->product(p);
   }
 
   WinogradOutput<T, Out> o = {};
@@ -306,7 +304,7 @@ template <class V, class T, class In, class Out>
 void convolve_with(const Run<T>& run, const Weights<T>& w, const Convolution<T, In, Out>& c) {
   const int shares = c.moments || c.norm_sums ? 1 : run.threads;
   const WinogradTiling tiling(c.region, w.tile, shares, winograd_block(w.tile, w.in), c.out.shift);
-  const WinogradBlocks<T, In, V> blocks(run.kernels, w);
+  const WinogradBlocks<T, In, V> blocks(run, w);
   const Rect readable = grow(c.region, 1, c.source.a.h, c.source.a.w);
   const Index tasks = c.out.n * tiling.tasks();
   if (c.moments) c.moments->resize(tasks, w.out);
@@ -320,7 +318,7 @@ void convolve_with(const Run<T>& run, const Weights<T>& w, const Convolution<T, 
     for (Index group = 0; group < blocks.groups(); group++) {
       const Index channel = blocks.first_channel(group);
       ahead.clear();
-      if (std::is_same<V, T>::value) {  // fetching gained nothing beside products in bf16
+      if (std::is_same<V, T>::value || !c.out.ring) {  // strips are in cache: beside products in bf16 that gained nothing
         fetch_output(c, t, channel, blocks.channels(group), ahead);
         const Index next = task + run.threads;  // what this thread is likely to go on with
         if (group == blocks.groups() - 1 && next < tasks) blocks.fetch(c.source, tiling.block(next), ahead);
@@ -333,14 +331,14 @@ void convolve_with(const Run<T>& run, const Weights<T>& w, const Convolution<T, 
       if (o.mask.data) o.mask.data += channel;
       blocks.store(o);
     }
-    if constexpr (std::is_same<Out, T>::value) {
-      const Map<const T> out = constant(c.out);
-      if (c.moments) tile_moments(run.kernels.maps, out, t, reinterpret_cast<T*>(memory), *c.moments, task);
-      if (c.norm_sums) tile_norm_sums(run.kernels.maps, c.norm, t, *c.norm_sums, task);
-    } else if constexpr (std::is_same<Out, Half>::value) {
+    if constexpr (std::is_same<Out, Half>::value) {
       for (Index row = t.y; row < t.y + t.rows; row++) {
         if (infinite(pixels(c.out, t.n, row, t.x).data, t.cols * w.out)) c.overflow->store(true);
       }
+    } else {
+      const Map<const Out> out = constant(c.out);
+      if (c.moments) tile_moments(maps_of<Out>(run), out, t, reinterpret_cast<T*>(memory), *c.moments, task);
+      if (c.norm_sums) tile_norm_sums(maps_of<Out>(run), c.norm, t, *c.norm_sums, task);
     }
   });
 }
@@ -350,10 +348,9 @@ void convolve_with(const Run<T>& run, const Weights<T>& w, const Convolution<T, 
 template <class T, class In, class Out>
 void winograd_convolve(const Run<T>& run, const Weights<T>& w, const Convolution<T, In, Out>& c) {
   if constexpr (std::is_same<Out, Bf16>::value) {
-    convolve_with<Bf16>(run, w, c);
-  } else {
-    convolve_with<T>(run, w, c);
+    if (w.bf16) return convolve_with<Bf16>(run, w, c);
   }
+  convolve_with<T>(run, w, c);
 }
 
 #define INSTANTIATE(T)                                                                                              \
@@ -368,6 +365,7 @@ template void winograd_convolve(const Run<float>&, const Weights<float>&, const 
 template void winograd_convolve(const Run<float>&, const Weights<float>&, const Convolution<float, Half, Half>&);
 template void winograd_convolve(const Run<float>&, const Weights<float>&, const Convolution<float, float, Bf16>&);
 template void winograd_convolve(const Run<float>&, const Weights<float>&, const Convolution<float, Bf16, Bf16>&);
+template struct TileLoader<float, Bf16, Bf16>;
 // What reconstruct.cpp takes beside.
 #define INSTANTIATE_BLOCKS(T, In, V)                                                                                \
   template class WinogradBlocks<T, In, V>;                                                                          \
@@ -377,6 +375,7 @@ template void winograd_convolve(const Run<float>&, const Weights<float>&, const 
 INSTANTIATE_BLOCKS(float, float, float)
 INSTANTIATE_BLOCKS(double, double, double)
 INSTANTIATE_BLOCKS(float, Half, float)
+INSTANTIATE_BLOCKS(float, Bf16, float)
 INSTANTIATE_BLOCKS(float, Bf16, Bf16)
 
 }  // namespace dblr

@@ -57,7 +57,7 @@ template <class V> Index position(Index tiles, Index channels) { return tiles * 
 
 // Gathers and transforms `channels` channels from `first` on of a block's tiles.
 template <class T, class In, class V = T> struct TileLoader {
-  const Kernels<T>& kernels;
+  const Run<T>& run;
   void (*transform)(const WinogradInput<V, In>&);
   Index tile, halo;
   Index first, channels, position;
@@ -72,7 +72,7 @@ template <class T, class In, class V = T> struct TileLoader {
 // V: the type in which products are made; Bf16 goes with maps in Bf16, or in float to begin with.
 template <class T, class In, class V = T> class WinogradBlocks {
  public:
-  WinogradBlocks(const Kernels<T>& kernels, const Weights<T>& weights);
+  WinogradBlocks(const Run<T>& run, const Weights<T>& weights);
   Index most_tiles() const;
   std::size_t scratch() const { return (rows_ + in_ + out_) * sizeof(T); }
   // Output channels that are finished together, first to last.
@@ -90,7 +90,7 @@ template <class T, class In, class V = T> class WinogradBlocks {
   template <class Out> void store(const WinogradOutput<T, Out>& o) const;
 
  private:
-  const Kernels<T>& kernels_;
+  const Run<T>& run_;
   const Weights<T>& weights_;
   TileLoader<T, In, V> loader_;
   Index tile_, side_, tiles_, group_, out_position_, rows_, in_, out_;

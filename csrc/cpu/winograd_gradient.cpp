@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <type_traits>
 
 #include "threads.h"
 #include "weight_gradient.h"
@@ -13,36 +14,53 @@ constexpr Index kRange = 64;
 // and at least kParts groups, to keep sums short. As in the direct kernels the groups are added up in order.
 constexpr Index kTasks = 16, kParts = 2;
 
+// The kernels for maps of a type: products are made in it too.
+template <class T, class S> struct GradientKernels {
+  void (*input)(const WinogradInput<S, S>&);
+  void (*dz)(const WinogradInput<S, S>&);
+  void (*gradient)(const WinogradGradient<T, S>&);
+};
+template <class S, class T> GradientKernels<T, S> kernels_for(const Run<T>& run) {
+  if constexpr (std::is_same<S, T>::value) {
+    return {run.kernels.winograd4.input, run.kernels.winograd_dz, run.kernels.winograd_gradient};
+  } else {
+    return {run.bf16->input_pairs, run.bf16->dz_pairs, run.bf16->gradient};
+  }
+}
+
 }  // namespace
 
-template <class T> bool winograd_suits_gradient(const Kernels<T>& k, const WeightGradient<T>& g) {
+template <class T, class S> bool winograd_suits_gradient(const Kernels<T>& k, const WeightGradient<T, S>& g) {
   const Filter<T> filter = {nullptr, g.dz.a.c, g.x.a.c, 0, 0, false, 3};
   return winograd_tile(k, filter) != 0;
 }
 
-template <class T> void winograd_weight_gradient(const Run<T>& run, const WeightGradient<T>& g) {
+template <class T, class S> void winograd_weight_gradient(const Run<T>& run, const WeightGradient<T, S>& g) {
   constexpr Index kTile = 4, kPositions = 36, kTaps = 9, kPairs = kRange * kRange;
   const ChannelRanges in(g.x.a.c, kRange), out(g.dz.a.c, kRange);
   const WinogradTiling tiling(g.region, kTile, 1, winograd_block(kTile, kRange));
   const Index blocks = g.dz.a.n * tiling.tasks(), ranges = in.count * out.count;
   const Index parts = std::min(blocks, std::max(kParts, kTasks / ranges));
-  const Index most = position<T>(tiling.most_tiles(), kRange);
-  const TileLoader<T, T> x = {run.kernels, run.kernels.winograd4.input, kTile, 1, 0, kRange, most};
-  const TileLoader<T, T> dz = {run.kernels, run.kernels.winograd_dz, kTile, 0, 0, kRange, most};
+  const Index most = position<S>(divide_up(tiling.most_tiles(), 2) * 2, kRange);
+  const auto kernels = kernels_for<S>(run);
+  const TileLoader<T, S, S> x = {run, kernels.input, kTile, 1, 0, kRange, most};
+  const TileLoader<T, S, S> dz = {run, kernels.dz, kTile, 0, 0, kRange, most};
   const Rect readable = grow(g.region, 1, g.x.a.h, g.x.a.w);
   Buffer<T> taps(parts * ranges * kTaps * kPairs);
 
-  const Index scratch = std::max(x.rows(), dz.rows()) + kPositions * (2 * most + kPairs);
-  parallel(run.threads, parts * ranges, scratch * sizeof(T), [&](Index task, char* memory) {
+  const Index scratch = std::max(x.rows(), dz.rows()) + kPositions * 2 * most;
+  parallel(run.threads, parts * ranges, kPositions * kPairs * sizeof(T) + scratch * sizeof(S),
+           [&](Index task, char* memory) {
     const Index part = task / ranges, i = task / out.count % in.count, o = task % out.count;
-    T *const sums = reinterpret_cast<T*>(memory), *const tx = sums + kPositions * kPairs;
-    T *const tdz = tx + kPositions * most, *const rows = tdz + kPositions * most;
-    TileLoader<T, T> load_x = x, load_dz = dz;
+    T* const sums = reinterpret_cast<T*>(memory);
+    S *const tx = reinterpret_cast<S*>(sums + kPositions * kPairs), *const tdz = tx + kPositions * most;
+    S* const rows = tdz + kPositions * most;
+    TileLoader<T, S, S> load_x = x, load_dz = dz;
     load_x.first = i * kRange;
     load_x.channels = in.size(i);
     load_dz.first = o * kRange;
     load_dz.channels = out.size(o);
-    WinogradGradient<T> w = {tx, tdz, most, most, kPositions, 0, in.size(i), out.size(o), sums, true, nullptr, nullptr};
+    WinogradGradient<T, S> w = {tx, tdz, most, most, kPositions, 0, in.size(i), out.size(o), sums, true, nullptr, nullptr};
     thread_local std::vector<Ahead> ahead;
     const Index last = blocks * (part + 1) / parts - 1;
     for (Index b = blocks * part / parts; b <= last; b++) {
@@ -57,7 +75,7 @@ template <class T> void winograd_weight_gradient(const Run<T>& run, const Weight
       }
       w.ahead = ahead.data();
       w.ahead_end = w.ahead + ahead.size();
-      run.kernels.winograd_gradient(w);
+      kernels.gradient(w);
       w.first = false;
     }
     run.kernels.winograd_taps(sums, w.in_channels * w.out_channels, taps.data() + task * kTaps * kPairs);
@@ -82,10 +100,11 @@ template <class T> void winograd_weight_gradient(const Run<T>& run, const Weight
   });
 }
 
-#define INSTANTIATE(T)                                                                   \
-  template bool winograd_suits_gradient(const Kernels<T>&, const WeightGradient<T>&);    \
-  template void winograd_weight_gradient(const Run<T>&, const WeightGradient<T>&);
-INSTANTIATE(float)
-INSTANTIATE(double)
+#define INSTANTIATE(T, S)                                                                   \
+  template bool winograd_suits_gradient(const Kernels<T>&, const WeightGradient<T, S>&);    \
+  template void winograd_weight_gradient(const Run<T>&, const WeightGradient<T, S>&);
+INSTANTIATE(float, float)
+INSTANTIATE(double, double)
+INSTANTIATE(float, Bf16)
 
 }  // namespace dblr

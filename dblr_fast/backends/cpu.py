@@ -1,8 +1,8 @@
 """The ops and the network in C++ (csrc/cpu), through the extension module dblr_fast._cpu.
 
 Here tensors become addresses, sizes and strides, and results are allocated. float32 and float64 run as they
-are, and so do maps in bfloat16 where the CPU has AMX; elsewhere, as float16 everywhere, they are widened to
-float32 here and narrowed again on the way out. The number of threads is torch's (torch.get_num_threads()), and so
+are, and so do maps in bfloat16 where the CPU multiplies in it (AMX-BF16, AVX512-BF16); elsewhere, as float16 everywhere,
+they are widened to float32 here and narrowed again on the way out. The number of threads is torch's (torch.get_num_threads()), and so
 is the pool of threads.
 """
 
@@ -128,7 +128,7 @@ class CpuBackend:
         return self
 
     def _call(self, like):
-        return _Call(like, keep_bf16=self._cpu.multiplies_maps_in_bf16())
+        return _Call(like, keep_bf16=self._cpu.has_bf16())
 
     def keeps_block_maps(self, x):
         # Of a training step's time and eager torch's memory the first costs 7 % to compute again and 12 % to keep, the

@@ -210,7 +210,7 @@ template <class From, class To> struct Converted {
 
 // F(4 x 4) with products in bf16 and sums in float, and what else maps in bf16 need.
 struct Bf16Kernels {
-  Winograd<float, Bf16> winograd4;  // for products in float
+  Winograd<float, Bf16> winograd4, winograd6;  // for products in float
   void (*input)(const WinogradInput<Bf16, Bf16>&);
   void (*input_of_float)(const WinogradInput<Bf16, float>&);
   void (*product)(const WinogradProduct<float, Bf16>&);

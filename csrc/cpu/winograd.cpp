@@ -55,7 +55,7 @@ template <class S, class T> const Winograd<T, S>& transforms(const Run<T>& run, 
   if constexpr (std::is_same<S, T>::value) {
     return tile == 4 ? run.kernels.winograd4 : run.kernels.winograd6;
   } else if constexpr (std::is_same<S, Bf16>::value) {
-    return run.bf16->winograd4;
+    return tile == 4 ? run.bf16->winograd4 : run.bf16->winograd6;
   } else {
     return run.kernels.winograd6_half;
   }

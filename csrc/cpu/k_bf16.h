@@ -12,13 +12,12 @@ DBLR_INLINE Pairs one_pair(const Bf16* p) {
 }
 DBLR_INLINE Pairs pairs(const Bf16* p) { return fetch<Pairs>(p); }
 DBLR_INLINE Vec<float> dot(Pairs a, Pairs b, Vec<float> sum) { return _mm512_dpbf16_ps(sum, a, b); }
-// A number a pair: as the first, beside a zero, or as the second, beside the first that is there.
-DBLR_INLINE __m512i in_pairs(__m512 v) {
-  return _mm512_maskz_cvtepu16_epi32(0xffff, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v)));
-}
-DBLR_INLINE void keep_first(Bf16* p, const Vec<float>& v) { store(p, in_pairs(v)); }
-DBLR_INLINE void keep_second(Bf16* p, const Vec<float>& v) {
-  store(p, _mm512_or_si512(_mm512_maskz_slli_epi32(0xffff, in_pairs(v), 16), fetch<__m512i>(p)));
+// Pairs of a number from each.
+DBLR_INLINE void keep_pairs(Bf16* p, const Vec<float>& first, const Vec<float>& second) {
+  alignas(64) static constexpr std::uint16_t kTurns[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                           8,  24, 9,  25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  const __m512i both = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first));
+  store(p, _mm512_permutexvar_epi16(_mm512_load_si512(kTurns), both));
 }
 #else
 struct Pairs {
@@ -42,32 +41,27 @@ DBLR_INLINE Vec<float> dot(const Pairs& a, const Pairs& b, Vec<float> sum) {
   }
   return sum;
 }
-DBLR_INLINE NativeBits in_pairs(typename NativeOf<float>::type v) {
-  const NativeBits bits = fetch<NativeBits>(&v), rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-  return v == v ? rounded : bits >> 16 | 0x40;
-}
-DBLR_INLINE void keep_first(Bf16* p, const Vec<float>& v) {
-  constexpr int kNumbers = 2 * DBLR_NATIVE / sizeof(float);
-  for (int i = 0; i < DBLR_BYTES / DBLR_NATIVE; i++) store(p + i * kNumbers, in_pairs(v.part[i]));
-}
-DBLR_INLINE void keep_second(Bf16* p, const Vec<float>& v) {
-  constexpr int kNumbers = 2 * DBLR_NATIVE / sizeof(float);
+DBLR_INLINE void keep_pairs(Bf16* p, const Vec<float>& first, const Vec<float>& second) {
+  const auto narrowed = [](const typename NativeOf<float>::type& v) {
+    const NativeBits bits = fetch<NativeBits>(&v), rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return v == v ? rounded : bits >> 16 | 0x40;
+  };
   for (int i = 0; i < DBLR_BYTES / DBLR_NATIVE; i++) {
-    store(p + i * kNumbers, in_pairs(v.part[i]) << 16 | fetch<NativeBits>(p + i * kNumbers));
+    store(p + i * (DBLR_NATIVE / 2), narrowed(second.part[i]) << 16 | narrowed(first.part[i]));
   }
 }
 #endif
 
-// A tile's transform, position by position, as [tile / 2][channel][tile % 2]: that of an even tile beside zeros, and
-// that of an odd one beside what is there.
-template <class S> struct InPairs {
+// Transforms of two tiles, position by position, as [tile / 2][channel][tile % 2].
+struct InPairs {
+  static constexpr int kTiles = 2;
+  template <class S>
   DBLR_INLINE InPairs(const WinogradInput<Bf16, S>& a, Index tile, Index c)
-      : odd((a.first + tile) % 2), to(a.out + ((a.first + tile) / 2 * a.channels + c) * 2), position(a.position) {}
-  DBLR_INLINE void operator()(const Vec<float>& v) {
-    odd ? keep_second(to, v) : keep_first(to, v);
+      : to(a.out + (a.first + tile) * a.channels + 2 * c), position(a.position) {}
+  template <int N> DBLR_INLINE void operator()(const Vec<float> (&v)[2][N], int x) {
+    keep_pairs(to, v[0][x], v[1][x]);
     to += position;
   }
-  bool odd;
   Bf16* to;
   Index position;
 };
@@ -209,8 +203,8 @@ constexpr Bf16Kernels kBf16Kernels = {winograd<float, Bf16, 4>(),
                                       winograd_input<float, Bf16, Bf16, 4, Singly<float, Bf16>>,
                                       winograd_input<float, Bf16, float, 4, Singly<float, Bf16>>,
                                       winograd_product_bf16,
-                                      winograd_input<float, Bf16, Bf16, 4, InPairs<Bf16>>,
-                                      winograd_dz<float, Bf16, Bf16, 4, InPairs<Bf16>>,
+                                      winograd_input<float, Bf16, Bf16, 4, InPairs>,
+                                      winograd_dz<float, Bf16, Bf16, 4, InPairs>,
                                       winograd_gradient_bf16,
                                       map_kernels<float, Bf16>(),
                                       convert<Bf16, float>,

@@ -119,11 +119,12 @@ constexpr Index kAhead = 2;
 
 // A tile's transform, position by position, as [tile][channel].
 template <class T, class V> struct Singly {
+  static constexpr int kTiles = 1;
   template <class S>
   DBLR_INLINE Singly(const WinogradInput<V, S>& a, Index tile, Index c)
       : to(a.out + (a.first + tile) * a.channels + c), position(a.position) {}
-  DBLR_INLINE void operator()(const Vec<T>& v) {
-    keep(to, v);
+  template <int N> DBLR_INLINE void operator()(const Vec<T> (&v)[1][N], int x) {
+    keep(to, v[0][x]);
     to += position;
   }
   V* to;
@@ -132,34 +133,42 @@ template <class T, class V> struct Singly {
 
 // What the loops read of their arguments is copied first: any store might change the arguments themselves, and they
 // would be read again after each.
-// Keep: how a tile's transform lies in the block, see Singly.
+// Keep: how tiles' transforms lie in the block, and how many go together, see Singly; zeros beside the last where it is
+// left over.
 template <class T, class V, class S, int M, class Keep> void winograd_input(const WinogradInput<V, S>& arguments) {
-  constexpr int N = M + 2, L = kLanes<T>;
+  constexpr int N = M + 2, L = kLanes<T>, K = Keep::kTiles;
   const WinogradInput<V, S> a = arguments;
   const Index ahead = kAhead * M * a.pixel;
-  for (Index tile = 0; tile < a.tiles; tile++) {
+  for (Index tile = 0; tile < a.tiles; tile += K) {
     for (Index c = 0; c < a.channels; c += L) {
       const bool line = c * sizeof(S) % 64 == 0;
-      Vec<T> half[N][N], d[N], v[N];
+      Vec<T> half[K][N][N], d[N], v[K][N];
       Index at = tile * M * a.pixel + c;
-#pragma GCC unroll 1
-      for (int x = 0; x < N; x++, at += a.pixel) {
-#pragma GCC unroll 8
-        for (int y = 0; y < N; y++) d[y] = load(a.rows[y] + at);
-        if (line && x >= 2) {
-#pragma GCC unroll 8
-          for (int y = 0; y < N; y++) __builtin_prefetch(a.rows[y] + at + ahead, 0, 2);
+      for (int k = 0; k < K; k++, at += (M - N) * a.pixel) {
+        if (k && tile + k >= a.tiles) {
+          __builtin_memset(&half[k], 0, sizeof half[k]);
+          break;
         }
-        Transform<T, M>::input(d, v);
+#pragma GCC unroll 1
+        for (int x = 0; x < N; x++, at += a.pixel) {
 #pragma GCC unroll 8
-        for (int y = 0; y < N; y++) half[y][x] = v[y];
+          for (int y = 0; y < N; y++) d[y] = load(a.rows[y] + at);
+          if (line && x >= 2) {
+#pragma GCC unroll 8
+            for (int y = 0; y < N; y++) __builtin_prefetch(a.rows[y] + at + ahead, 0, 2);
+          }
+          Transform<T, M>::input(d, v[0]);
+#pragma GCC unroll 8
+          for (int y = 0; y < N; y++) half[k][y][x] = v[0][y];
+        }
       }
       Keep keep(a, tile, c);
 #pragma GCC unroll 1
       for (int y = 0; y < N; y++) {
-        Transform<T, M>::input(half[y], v);
+#pragma GCC unroll 2
+        for (int k = 0; k < K; k++) Transform<T, M>::input(half[k][y], v[k]);
 #pragma GCC unroll 8
-        for (int x = 0; x < N; x++) keep(v[x]);
+        for (int x = 0; x < N; x++) keep(v, x);
       }
     }
   }

@@ -3,32 +3,39 @@ namespace dblr {
 namespace {
 
 template <class T, class V, class S, int M, class Keep> void winograd_dz(const WinogradInput<V, S>& arguments) {
-  constexpr int N = M + 2, L = kLanes<T>;
+  constexpr int N = M + 2, L = kLanes<T>, K = Keep::kTiles;
   const WinogradInput<V, S> a = arguments;
   const Index ahead = kAhead * M * a.pixel;
-  for (Index tile = 0; tile < a.tiles; tile++) {
+  for (Index tile = 0; tile < a.tiles; tile += K) {
     for (Index c = 0; c < a.channels; c += L) {
       const bool line = c * sizeof(S) % 64 == 0;
-      Vec<T> half[N][M], d[M], z[N];
-#pragma GCC unroll 1
-      for (int x = 0; x < M; x++) {
-        const Index at = (tile * M + x) * a.pixel + c;
-#pragma GCC unroll 8
-        for (int y = 0; y < M; y++) d[y] = load(a.rows[y] + at);
-        if (line) {
-#pragma GCC unroll 8
-          for (int y = 0; y < M; y++) __builtin_prefetch(a.rows[y] + at + ahead, 0, 2);
+      Vec<T> half[K][N][M], d[M], z[K][N];
+      Index at = tile * M * a.pixel + c;
+      for (int k = 0; k < K; k++) {
+        if (k && tile + k >= a.tiles) {
+          __builtin_memset(&half[k], 0, sizeof half[k]);
+          break;
         }
-        Transform<T, M>::dz(d, z);
+#pragma GCC unroll 1
+        for (int x = 0; x < M; x++, at += a.pixel) {
 #pragma GCC unroll 8
-        for (int y = 0; y < N; y++) half[y][x] = z[y];
+          for (int y = 0; y < M; y++) d[y] = load(a.rows[y] + at);
+          if (line) {
+#pragma GCC unroll 8
+            for (int y = 0; y < M; y++) __builtin_prefetch(a.rows[y] + at + ahead, 0, 2);
+          }
+          Transform<T, M>::dz(d, z[0]);
+#pragma GCC unroll 8
+          for (int y = 0; y < N; y++) half[k][y][x] = z[0][y];
+        }
       }
       Keep keep(a, tile, c);
 #pragma GCC unroll 1
       for (int y = 0; y < N; y++) {
-        Transform<T, M>::dz(half[y], z);
+#pragma GCC unroll 2
+        for (int k = 0; k < K; k++) Transform<T, M>::dz(half[k][y], z[k]);
 #pragma GCC unroll 8
-        for (int x = 0; x < N; x++) keep(z[x]);
+        for (int x = 0; x < N; x++) keep(z, x);
       }
     }
   }

@@ -78,7 +78,7 @@ constexpr int kMostRows = 8;
 template <class V, class S> struct WinogradInput {
   const S* rows[kMostRows];  // first pixel of the first tile's rows; tiles are m pixels apart
   Index pixel;
-  Index first, tiles, channels;  // first: which tile of the block it is; channels: whole vectors
+  Index first, tiles, channels;  // first: which tile of the block it is, an even one for pairs; channels: whole vectors
   V* out;                        // of the block
   Index position;
 };

@@ -174,7 +174,7 @@ void TileLoader<T, In, V>::load(const Source<T, In>& source, const WinogradTilin
   in.position = position;
   for (Index i = 0; i < b.tiles; i += in.tiles) {
     const Index x0 = b.x + i * tile - halo, within = (readable.x1 - 2 * halo - x0) / tile;
-    in.tiles = !plain ? kGather : x0 < readable.x0 || within < 1 ? 1 : within;
+    in.tiles = !plain ? kGather : x0 < readable.x0 || within < together ? together : within / together * together;
     in.tiles = std::min(in.tiles, b.tiles - i);
     in.first = i;
     const Index cols = in.tiles * tile + 2 * halo;

@@ -61,6 +61,7 @@ template <class T, class In, class V = T> struct TileLoader {
   void (*transform)(const WinogradInput<V, In>&);
   Index tile, halo;
   Index first, channels, position;
+  Index together = 1;  // tiles that are transformed at a time
   // Pixels outside `readable` are taken as zero. rows: scratch for as many elements as rows() says.
   void load(const Source<T, In>& source, const WinogradTiling::Block& b, const Rect& readable, In* rows, V* out) const;
   // Adds what load() will read of a block.

@@ -8,8 +8,9 @@
 namespace dblr {
 namespace {
 
-// Channels in and out that one task sums: 576 KB of sums in float32, 144 of taps.
-constexpr Index kRange = 64;
+// Channels in and out that one task sums: 576 KB of sums in float32, 144 of taps. All of them are read and written a
+// block of tiles: the more tiles, the less often.
+constexpr Index kRange = 64, kTiles = 32;
 // Tasks are (group of blocks) x (range of channels in) x (range out), at least kTasks where there are blocks enough,
 // and at least kParts groups, to keep sums short. As in the direct kernels the groups are added up in order.
 constexpr Index kTasks = 16, kParts = 2;
@@ -38,13 +39,14 @@ template <class T, class S> bool winograd_suits_gradient(const Kernels<T>& k, co
 template <class T, class S> void winograd_weight_gradient(const Run<T>& run, const WeightGradient<T, S>& g) {
   constexpr Index kTile = 4, kPositions = 36, kTaps = 9, kPairs = kRange * kRange;
   const ChannelRanges in(g.x.a.c, kRange), out(g.dz.a.c, kRange);
-  const WinogradTiling tiling(g.region, kTile, 1, winograd_block(kTile, kRange));
+  const WinogradTiling tiling(g.region, kTile, 1, kTiles);
   const Index blocks = g.dz.a.n * tiling.tasks(), ranges = in.count * out.count;
   const Index parts = std::min(blocks, std::max(kParts, kTasks / ranges));
   const Index most = position<S>(divide_up(tiling.most_tiles(), 2) * 2, kRange);
   const auto kernels = kernels_for<S>(run);
-  const TileLoader<T, S, S> x = {run, kernels.input, kTile, 1, 0, kRange, most};
-  const TileLoader<T, S, S> dz = {run, kernels.dz, kTile, 0, 0, kRange, most};
+  const Index together = std::is_same<S, T>::value ? 1 : 2;  // as products are made
+  const TileLoader<T, S, S> x = {run, kernels.input, kTile, 1, 0, kRange, most, together};
+  const TileLoader<T, S, S> dz = {run, kernels.dz, kTile, 0, 0, kRange, most, together};
   const Rect readable = grow(g.region, 1, g.x.a.h, g.x.a.w);
   Buffer<T> taps(parts * ranges * kTaps * kPairs);
 

@@ -2,54 +2,100 @@
 namespace dblr {
 namespace {
 
+// One row, U values of type V from channel c on; what belongs to the channels stays in registers.
+template <class V, int U, class S, class Op>
+DBLR_INLINE void each_of_row(const S* a, Index a_pixel, const S* b, Index b_pixel, S* out, Index out_pixel, Index cols,
+                             Index c, const Op& op) {
+  constexpr Index L = sizeof(V) == DBLR_BYTES ? DBLR_BYTES / sizeof(typename Op::Number) : 1;
+  typename Op::template Of<V> of[U];
+#pragma GCC unroll 2
+  for (int u = 0; u < U; u++) of[u] = op.template of<V>(c + u * L);
+  for (Index x = 0; x < cols; x++) {
+#pragma GCC unroll 2
+    for (int u = 0; u < U; u++) {
+      const Index at = c + u * L;
+      if constexpr (L > 1) {
+        keep(out + x * out_pixel + at, of[u](load(a + x * a_pixel + at), load(b + x * b_pixel + at)));
+      } else {
+        put(out + x * out_pixel + at, of[u](number(a[x * a_pixel + at]), number(b[x * b_pixel + at])));
+      }
+    }
+  }
+}
+
 // out = op(a, b, channel) over pixels; whole vectors of channels first, then what is left one by one.
 template <class T, class S, class Op>
 DBLR_INLINE void each(Pixels<const S> a, Pixels<const S> b, Pixels<S> out, Index rows, Index cols, Index channels,
                       const Op& op) {
+  constexpr Index L = kLanes<T>;
   for (Index y = 0; y < rows; y++) {
-    for (Index x = 0; x < cols; x++) {
-      const S* pa = a.data + y * a.row + x * a.pixel;
-      const S* pb = b.data + y * b.row + x * b.pixel;
-      S* po = out.data + y * out.row + x * out.pixel;
-      Index c = 0;
-      for (; c + kLanes<T> <= channels; c += kLanes<T>) keep(po + c, op(load(pa + c), load(pb + c), c));
-      for (; c < channels; c++) put(po + c, op(number(pa[c]), number(pb[c]), c));
+    const S *pa = a.data + y * a.row, *pb = b.data + y * b.row;
+    S* const po = out.data + y * out.row;
+    Index c = 0;
+    for (; c + 2 * L <= channels; c += 2 * L) {
+      each_of_row<Vec<T>, 2>(pa, a.pixel, pb, b.pixel, po, out.pixel, cols, c, op);
     }
+    for (; c + L <= channels; c += L) each_of_row<Vec<T>, 1>(pa, a.pixel, pb, b.pixel, po, out.pixel, cols, c, op);
+    for (; c < channels; c++) each_of_row<T, 1>(pa, a.pixel, pb, b.pixel, po, out.pixel, cols, c, op);
   }
 }
 
 // (v - mean) * scale + shift: the one place where a batch norm is applied, so that forward and backward agree
 // on the sign of every element.
-template <class V, class T> DBLR_INLINE V affine(V centred, const T* scale, const T* shift, Index c) {
-  return fma(centred, fetch<V>(scale + c), fetch<V>(shift + c));
-}
+template <class V> DBLR_INLINE V affine(V centred, V scale, V shift) { return fma(centred, scale, shift); }
 
+// Ops: of<V>(c) binds what belongs to the channels from c on.
 template <class T> struct NormaliseRelu {
+  using Number = T;
   const T *mean, *scale, *shift;
-  template <class V> DBLR_INLINE V operator()(V a, V, Index c) const {
-    return rectify(affine(a - fetch<V>(mean + c), scale, shift, c));
+  template <class V> struct Of {
+    V mean, scale, shift;
+    DBLR_INLINE V operator()(V a, V) const { return rectify(affine<V>(a - mean, scale, shift)); }
+  };
+  template <class V> DBLR_INLINE Of<V> of(Index c) const {
+    return {fetch<V>(mean + c), fetch<V>(scale + c), fetch<V>(shift + c)};
   }
 };
 
 template <class T, bool relu> struct NormGrad {
+  using Number = T;
   const T *mean, *scale, *shift, *k1, *k2, *k3;
-  template <class V> DBLR_INLINE V operator()(V a, V b, Index c) const {
-    const V centred = b - fetch<V>(mean + c);
-    const V g = relu ? gate(affine(centred, scale, shift, c), a) : a;
-    return fma(fetch<V>(k1 + c), g, fma(fetch<V>(k2 + c), centred, fetch<V>(k3 + c)));
+  template <class V> struct Of {
+    V mean, scale, shift, k1, k2, k3;
+    DBLR_INLINE V operator()(V a, V b) const {
+      const V centred = b - mean;
+      const V g = relu ? gate(affine<V>(centred, scale, shift), a) : a;
+      return fma(k1, g, fma(k2, centred, k3));
+    }
+  };
+  template <class V> DBLR_INLINE Of<V> of(Index c) const {
+    const T *const by = relu ? scale : mean, *const plus = relu ? shift : mean;  // not looked at without a ReLU
+    return {fetch<V>(mean + c), fetch<V>(by + c), fetch<V>(plus + c), fetch<V>(k1 + c), fetch<V>(k2 + c),
+            fetch<V>(k3 + c)};
   }
 };
 
-struct ReluGrad {
-  template <class V> DBLR_INLINE V operator()(V a, V b, Index) const { return gate(b, a); }
+template <class T> struct ReluGrad {
+  using Number = T;
+  template <class V> struct Of {
+    DBLR_INLINE V operator()(V a, V b) const { return gate(b, a); }
+  };
+  template <class V> DBLR_INLINE Of<V> of(Index) const { return {}; }
 };
 
 template <class T, bool relu, bool add> struct NormaliseAdd {
+  using Number = T;
   const T *mean, *scale, *shift;
-  template <class V> DBLR_INLINE V operator()(V z, V residual, Index c) const {
-    V y = affine(z - fetch<V>(mean + c), scale, shift, c);
-    if (relu) y = rectify(y);
-    return add ? y + residual : y;
+  template <class V> struct Of {
+    V mean, scale, shift;
+    DBLR_INLINE V operator()(V z, V residual) const {
+      V y = affine<V>(z - mean, scale, shift);
+      if (relu) y = rectify(y);
+      return add ? y + residual : y;
+    }
+  };
+  template <class V> DBLR_INLINE Of<V> of(Index c) const {
+    return {fetch<V>(mean + c), fetch<V>(scale + c), fetch<V>(shift + c)};
   }
 };
 
@@ -96,7 +142,7 @@ void load_row(const Source<T, S>& s, Index n, Index y, Index x0, Index cols, Ind
   } else if (s.load == Load::normalise) {
     each<T>(a, b, to, 1, inside, channels, NormaliseRelu<T>{s.mean + c0, s.scale + c0, s.shift + c0});
   } else if (s.load == Load::relu_grad) {
-    each<T>(a, b, to, 1, inside, channels, ReluGrad{});
+    each<T>(a, b, to, 1, inside, channels, ReluGrad<T>{});
   } else if (s.relu) {
     each<T>(a, b, to, 1, inside, channels,
             NormGrad<T, true>{s.mean + c0, s.scale + c0, s.shift + c0, s.k1 + c0, s.k2 + c0, s.k3 + c0});

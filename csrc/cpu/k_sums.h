@@ -20,7 +20,7 @@ template <class T, bool relu> struct NormGradSum {
   const T *mean, *scale, *shift;
   template <class V> DBLR_INLINE void operator()(V a, V b, Index c, V& s0, V& s1) const {
     const V centred = b - fetch<V>(mean + c);
-    const V g = relu ? gate(affine(centred, scale, shift, c), a) : a;
+    const V g = relu ? gate(affine<V>(centred, fetch<V>(scale + c), fetch<V>(shift + c)), a) : a;
     s0 = s0 + g;
     s1 = fma(g, centred, s1);
   }

@@ -82,8 +82,9 @@ DBLR_INLINE void multiply_add_bf16(const Bf16* in, Index step, const Bf16* w, Ve
 // As multiply_tiles(), but long sums too go in one.
 template <int P, int V, bool early>
 void multiply_tiles_bf16(const Bf16* in, Index tile, Index depth, const Bf16* w, float* out, Index out_tile,
-                         Fetch soon) {
+                         const Fetch& wanted) {
   constexpr int L = kLanes<float>;
+  Fetch soon = wanted;
   Vec<float> sum[P][V];
 #pragma GCC unroll 16
   for (int p = 0; p < P; p++) {
@@ -102,7 +103,7 @@ void multiply_tiles_bf16(const Bf16* in, Index tile, Index depth, const Bf16* w,
   }
 }
 
-using MultiplyTilesBf16 = void (*)(const Bf16*, Index, Index, const Bf16*, float*, Index, Fetch);
+using MultiplyTilesBf16 = void (*)(const Bf16*, Index, Index, const Bf16*, float*, Index, const Fetch&);
 template <int V, bool early, int... P> struct Bf16Table {
   static constexpr MultiplyTilesBf16 of[] = {nullptr, multiply_tiles_bf16<P, V, early>...};
 };
@@ -124,7 +125,8 @@ void winograd_product_bf16(const WinogradProduct<float, Bf16>& a) {
         const Index tiles = least + (g < rest);
         float* const to = out + tile * a.channels + c;
         const MultiplyTilesBf16* const by = fetches.left() ? fetching : plain;
-        by[tiles](in + tile * a.depth, a.depth, a.depth, w, to, a.channels, fetches.next(w, to));
+        const Fetch soon = fetches.next(w, to);
+        by[tiles](in + tile * a.depth, a.depth, a.depth, w, to, a.channels, soon);
         tile += tiles;
       }
     }
@@ -134,8 +136,9 @@ void winograd_product_bf16(const WinogradProduct<float, Bf16>& a) {
 // P input channels x V vectors of output channels in registers over the pairs of tiles of a block.
 template <int P, int V>
 void add_outer_products_bf16(const Bf16* in, Index in_pair, const Bf16* dz, Index dz_pair, Index pairs, float* out,
-                             Index out_row, bool first, Fetch soon) {
+                             Index out_row, bool first, const Fetch& wanted) {
   constexpr int L = kLanes<float>;
+  Fetch soon = wanted;
   Vec<float> sum[P][V];
 #pragma GCC unroll 16
   for (int p = 0; p < P; p++) {
@@ -157,7 +160,7 @@ void add_outer_products_bf16(const Bf16* in, Index in_pair, const Bf16* dz, Inde
   }
 }
 
-using OuterProductsBf16 = void (*)(const Bf16*, Index, const Bf16*, Index, Index, float*, Index, bool, Fetch);
+using OuterProductsBf16 = void (*)(const Bf16*, Index, const Bf16*, Index, Index, float*, Index, bool, const Fetch&);
 template <int V, int... P> struct OuterTableBf16 {
   static constexpr OuterProductsBf16 of[] = {nullptr, add_outer_products_bf16<P, V>...};
 };
@@ -177,8 +180,9 @@ void winograd_gradient_bf16(const WinogradGradient<float, Bf16>& a) {
       for (Index g = 0, i = 0; g < groups; g++) {
         const Index channels = least + (g < rest);
         float* const to = out + i * a.out_channels + c;
+        const Fetch soon = fetches.next(dz + 2 * c, to);
         by[channels](in + 2 * i, 2 * a.in_channels, dz + 2 * c, 2 * a.out_channels, pairs, to, a.out_channels, a.first,
-                     fetches.next(dz + 2 * c, to));
+                     soon);
         i += channels;
       }
     }

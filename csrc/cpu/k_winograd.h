@@ -262,7 +262,8 @@ template <class T, class S, int M> constexpr Winograd<T, S> winograd() {
   return {winograd_input<T, T, S, M, Singly<T, T>>, winograd_output<T, S, M>};
 }
 
-// What a call of the inner loop fetches meanwhile: a line to be read and one to be written a step.
+// What a call of the inner loop fetches meanwhile: a line to be read and one to be written a step. Handed over by
+// reference: a copy reads as one vector what has just been written in parts, and waits until all before that is done.
 struct Fetch {
   const char *read, *write;
   Index read_stride, write_stride;
@@ -294,8 +295,9 @@ struct Fetches {
 // what `soon` says (if `early`), since products leave memory alone for most of a block's time.
 template <class T, int P, int V, bool early>
 void multiply_tiles(const T* in, Index tile, Index depth, const T* w, T* out, Index out_tile, const T* next,
-                    Fetch soon) {
+                    const Fetch& wanted) {
   constexpr int L = kLanes<T>;
+  Fetch soon = wanted;
   const Index parts = (depth + kPart - 1) / kPart;
   const Index length = (depth + parts * kTurn - 1) / (parts * kTurn) * kTurn;
   for (Index k = 0; k < depth;) {
@@ -335,7 +337,7 @@ void multiply_tiles(const T* in, Index tile, Index depth, const T* w, T* out, In
   }
 }
 
-template <class T> using MultiplyTiles = void (*)(const T*, Index, Index, const T*, T*, Index, const T*, Fetch);
+template <class T> using MultiplyTiles = void (*)(const T*, Index, Index, const T*, T*, Index, const T*, const Fetch&);
 template <class T, int V, bool early, int... P> struct TilesTable {
   static constexpr MultiplyTiles<T> of[] = {nullptr, multiply_tiles<T, P, V, early>...};
 };
@@ -360,7 +362,8 @@ template <class T> void winograd_product(const WinogradProduct<T, T>& a) {
         const bool ahead = g == groups - 1 && !(last && position == a.positions - 1);
         T* const to = out + tile * a.channels + c;
         const MultiplyTiles<T>* const by = fetches.left() ? fetching : plain;
-        by[tiles](in + tile * a.depth, a.depth, a.depth, w, to, a.channels, ahead ? next : w, fetches.next(w, to));
+        const Fetch soon = fetches.next(w, to);
+        by[tiles](in + tile * a.depth, a.depth, a.depth, w, to, a.channels, ahead ? next : w, soon);
         tile += tiles;
       }
     }

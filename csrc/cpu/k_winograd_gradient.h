@@ -44,8 +44,9 @@ template <class T, class V, class S, int M, class Keep> void winograd_dz(const W
 // P input channels x V vectors of output channels in registers over the tiles of a block.
 template <class T, int P, int V>
 void add_outer_products(const T* in, Index in_tile, const T* dz, Index dz_tile, Index tiles, T* out, Index out_row,
-                        bool first, Fetch soon) {
+                        bool first, const Fetch& wanted) {
   constexpr int L = kLanes<T>;
+  Fetch soon = wanted;
   Vec<T> sum[P][V];
 #pragma GCC unroll 16
   for (int p = 0; p < P; p++) {
@@ -67,7 +68,7 @@ void add_outer_products(const T* in, Index in_tile, const T* dz, Index dz_tile, 
   }
 }
 
-template <class T> using OuterProducts = void (*)(const T*, Index, const T*, Index, Index, T*, Index, bool, Fetch);
+template <class T> using OuterProducts = void (*)(const T*, Index, const T*, Index, Index, T*, Index, bool, const Fetch&);
 template <class T, int V, int... P> struct OuterTable {
   static constexpr OuterProducts<T> of[] = {nullptr, add_outer_products<T, P, V>...};
 };
@@ -87,8 +88,8 @@ template <class T> void winograd_gradient(const WinogradGradient<T>& a) {
       for (Index g = 0, i = 0; g < groups; g++) {
         const Index channels = least + (g < rest);
         T* const to = out + i * a.out_channels + c;
-        by[channels](in + i, a.in_channels, dz + c, a.out_channels, a.tiles, to, a.out_channels, a.first,
-                     fetches.next(dz + c, to));
+        const Fetch soon = fetches.next(dz + c, to);
+        by[channels](in + i, a.in_channels, dz + c, a.out_channels, a.tiles, to, a.out_channels, a.first, soon);
         i += channels;
       }
     }

@@ -147,7 +147,7 @@ WinogradTiling::WinogradTiling(const Rect& region, int tile, int threads, Index 
       down(divide_up(region.y1 + shift, tile) - y0), across(divide_up(region.x1, tile) - x0),
       blocks(divide_up(across, most)) {
   const Index even = divide_up(blocks, threads) * threads;
-  if (across >= even * kFewTiles) blocks = even;
+  if (down * blocks % threads != 0 && across >= even * kFewTiles) blocks = even;
 }
 
 WinogradTiling::Block WinogradTiling::block(Index task) const {

@@ -29,7 +29,7 @@ Index winograd_block(Index tile, Index in);
 
 // Tiles of a region: rows of blocks, blocks of at most `most` tiles side by side.
 struct WinogradTiling {
-  // Blocks are cut so that `threads` get equal shares of a row; 1 where results depend on the blocks (as sums do).
+  // Blocks are cut smaller where `threads` would not get equal shares; 1 where results depend on the blocks (as sums do).
   // shift: tiles begin so many rows further up.
   WinogradTiling(const Rect& region, int tile, int threads, Index most, Index shift = 0);
   Index tile, shift, y0, x0, down, across;  // of the grid: first row and column, how many

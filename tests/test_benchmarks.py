@@ -217,7 +217,8 @@ def chart(*arguments, **environment):
 
 
 def test_chart(tmp_path):
-    """Of whatever results are committed: small, and the same bytes twice."""
+    """Of whatever results are committed: the same bytes twice; and the README's is small."""
+    assert (RESULTS / "chart.png").stat().st_size < 60_000
     first = {path: json.loads(path.read_text()).get("rows", [{}])[0] for path in sorted(RESULTS.glob("*.json"))}
     files = {kind: [path for path, row in first.items() if key in row]
              for kind, key in (("inference", "frames_per_s"), ("training", "step_s"))}
@@ -230,7 +231,7 @@ def test_chart(tmp_path):
         done = chart(*files["inference"], "--training", *files["training"], "--out", out)
         assert done.returncode == 0, done.stderr
     first, second = (out.read_bytes() for out in outs)
-    assert first == second and first.startswith(b"\x89PNG") and len(first) < 100_000
+    assert first == second and first.startswith(b"\x89PNG")
 
 
 def test_chart_refuses(tmp_path, without_peers):

@@ -1,4 +1,4 @@
-// Maps and products in bf16, for CPUs with AVX512-BF16. Kept apart from kernels_avx512.cpp: CPUs without it run that one.
+// Maps and products in bf16, for CPUs with AVX512-BF16. Kept apart from kernels_avx512.cpp, which runs on others too.
 #define DBLR_BYTES 64
 #define DBLR_NATIVE 64
 #define DBLR_PIXELS 12

@@ -14,8 +14,9 @@ DBLR_INLINE Pairs pairs(const Bf16* p) { return fetch<Pairs>(p); }
 DBLR_INLINE Vec<float> dot(Pairs a, Pairs b, Vec<float> sum) { return _mm512_dpbf16_ps(sum, a, b); }
 // Pairs of a number from each.
 DBLR_INLINE void keep_pairs(Bf16* p, const Vec<float>& first, const Vec<float>& second) {
-  alignas(64) static constexpr std::uint16_t kTurns[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                                           8,  24, 9,  25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  alignas(64) static constexpr std::uint16_t kTurns[32] = {
+      0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+      8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   const __m512i both = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first));
   store(p, _mm512_permutexvar_epi16(_mm512_load_si512(kTurns), both));
 }

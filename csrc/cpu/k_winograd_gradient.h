@@ -68,7 +68,8 @@ void add_outer_products(const T* in, Index in_tile, const T* dz, Index dz_tile, 
   }
 }
 
-template <class T> using OuterProducts = void (*)(const T*, Index, const T*, Index, Index, T*, Index, bool, const Fetch&);
+template <class T>
+using OuterProducts = void (*)(const T*, Index, const T*, Index, Index, T*, Index, bool, const Fetch&);
 template <class T, int V, int... P> struct OuterTable {
   static constexpr OuterProducts<T> of[] = {nullptr, add_outer_products<T, P, V>...};
 };

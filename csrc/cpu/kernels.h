@@ -125,7 +125,7 @@ template <class T, class S> struct WinogradOutput {
 };
 
 // Weight gradient: out[position][ic][oc] += sum over tiles of in[position][tile][ic] * dz[position][tile][oc]; where
-// products are made in pairs (Bf16) tiles lie [tile / 2][channel][tile % 2], with zeros beside the last of an odd number.
+// products are made in pairs (Bf16) tiles lie [tile / 2][channel][tile % 2], zeros beside the last of an odd number.
 template <class T, class V = T> struct WinogradGradient {
   const V *in, *dz;
   Index in_position, dz_position;

@@ -23,7 +23,8 @@ constexpr int kAmxRows = 4;
 
 Network::Network(int threads, const Shape& shape, const ConvPair<float>& stem, const std::vector<Layer>& body,
                  const ConvPair<float>& tail, const float* w3, float b3, bool tail_skip, Level level)
-    : shape_(shape), kernels_(kernels_of<float>(table())), bf16_(bf16_kernels()), level_(level), b3_(b3), tail_skip_(tail_skip) {
+    : shape_(shape), kernels_(kernels_of<float>(table())), bf16_(bf16_kernels()), level_(level), b3_(b3),
+      tail_skip_(tail_skip) {
   if (level == Level::bf16 && !amx_kernels() && !bf16_) {
     throw std::invalid_argument("This CPU makes no products in bf16.");
   }
@@ -143,7 +144,8 @@ std::size_t Network::workspace_bytes(Index h, Index w, const Rect& valid) const 
 }
 
 std::size_t Network::thread_bytes(Index, Index, const Rect&) const {
-  return amx_.empty() ? tail_scratch(Run<float>(1, kernels_, bf16_), tail()) : amx_tail_scratch(amx_[amx_.size() - 2], amx_.back());
+  if (!amx_.empty()) return amx_tail_scratch(amx_[amx_.size() - 2], amx_.back());
+  return tail_scratch(Run<float>(1, kernels_, bf16_), tail());
 }
 
 void Network::run(int threads, Map<const float> x, const Rect& valid, float* workspace, Map<float> y) const {

@@ -1,5 +1,6 @@
 """Random ops' inputs and the runs that parity tests compare: ours, eager torch's, and float64's."""
 
+import cpu_cases
 import torch
 import torch.nn.functional as F
 from cpu_cases import conv, normalised, zero_in_a_gap
@@ -19,8 +20,12 @@ def winograd_layers(backend, op, name):
 
 
 def bf16_winograd_layers(backend, op, name):
-    """The same, with products in bf16."""
-    return winograd_layers(backend, op, name) // 2 if name.startswith("gradient") else 0
+    """The same, with products in bf16; cpu_cases counts, under its own names."""
+    if backend != "cpu" or not name.startswith("gradient"):
+        return 0
+    op = {"stem": "stem_3d", "conv_bn_act": "conv_relu_residual", "conv_bn_act_plain": "conv",
+          "residual_block": "block"}.get(op, op)
+    return cpu_cases.bf16_winograd_layers((op, "real"), cpu_cases.gradient_names(op)[int(name.split()[1])])
 
 
 def convolution(out, inner, generator, spatial=(3, 3)):

@@ -36,9 +36,8 @@ def test_errs_as_eager_bf16(isa, case):
     results, output = ours(BACKEND, case, torch.bfloat16), ours(BACKEND, case, torch.bfloat16, save=False)
     assert results["y"].dtype == torch.bfloat16 and output["y"].dtype == torch.bfloat16
     for name, value in (*results.items(), *output.items()):
-        layers = 0 if isa.startswith("amx") else bf16_winograd_layers(case, name)
         assert_close_as_eager(f"{name_of(case)} {name}", value.bfloat16(), [e[name] for e in eager], exact[name],
-                              winograd=layers)
+                              winograd=bf16_winograd_layers(case, name))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

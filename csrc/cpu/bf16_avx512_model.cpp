@@ -10,6 +10,7 @@
 
 #include "k_maps.h"
 #include "k_multiply.h"
+#include "k_pairs.h"
 #include "k_winograd.h"
 #include "k_winograd_gradient.h"
 

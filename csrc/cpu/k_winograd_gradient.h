@@ -41,9 +41,12 @@ template <class T, class V, class S, int M, class Keep> void winograd_dz(const W
   }
 }
 
-// P input channels x V vectors of output channels in registers over the tiles of a block.
-template <class T, int P, int V>
-void add_outer_products(const T* in, Index in_tile, const T* dz, Index dz_tile, Index tiles, T* out, Index out_row,
+// Tiles whose products are made at a time (k_pairs.h).
+template <class S> constexpr Index kTilesAtATime = sizeof(S) == sizeof(Bf16) ? 2 : 1;
+
+// P input channels x V vectors of output channels in registers over the tiles of a block; S: the type of the factors.
+template <class T, class S, int P, int V>
+void add_outer_products(const S* in, Index in_step, const S* dz, Index dz_step, Index steps, T* out, Index out_row,
                         bool first, const Fetch& wanted) {
   constexpr int L = kLanes<T>;
   Fetch soon = wanted;
@@ -54,9 +57,9 @@ void add_outer_products(const T* in, Index in_tile, const T* dz, Index dz_tile, 
     for (int v = 0; v < V; v++) sum[p][v] = broadcast(T(0));
   }
 #pragma GCC unroll 4
-  for (Index t = 0; t < tiles; t++) {
+  for (Index t = 0; t < steps; t++) {
     soon.step();
-    multiply_add<T, P, V>(in + t * in_tile, 1, dz + t * dz_tile, sum);
+    multiply_add<T, P, V>(in + t * in_step, kTilesAtATime<S>, dz + t * dz_step, sum);
   }
 #pragma GCC unroll 16
   for (int p = 0; p < P; p++) {
@@ -68,29 +71,31 @@ void add_outer_products(const T* in, Index in_tile, const T* dz, Index dz_tile, 
   }
 }
 
-template <class T>
-using OuterProducts = void (*)(const T*, Index, const T*, Index, Index, T*, Index, bool, const Fetch&);
-template <class T, int V, int... P> struct OuterTable {
-  static constexpr OuterProducts<T> of[] = {nullptr, add_outer_products<T, P, V>...};
+template <class T, class S>
+using OuterProducts = void (*)(const S*, Index, const S*, Index, Index, T*, Index, bool, const Fetch&);
+template <class T, class S, int V, int... P> struct OuterTable {
+  static constexpr OuterProducts<T, S> of[] = {nullptr, add_outer_products<T, S, P, V>...};
 };
-template <class T, int V> using OuterBy = OuterTable<T, V, DBLR_SIZES>;
+template <class T, class S, int V> using OuterBy = OuterTable<T, S, V, DBLR_SIZES>;
 
-template <class T> void winograd_gradient(const WinogradGradient<T>& a) {
-  constexpr int L = kLanes<T>;
+template <class T, class S> void winograd_gradient(const WinogradGradient<T, S>& a) {
+  constexpr Index L = kLanes<T>, K = kTilesAtATime<S>;
   const Index groups = (a.in_channels + DBLR_PIXELS - 1) / DBLR_PIXELS;
   const Index least = a.in_channels / groups, rest = a.in_channels % groups;
-  Fetches fetches = {a.ahead, a.ahead_end, a.tiles};
+  const Index steps = (a.tiles + K - 1) / K;
+  Fetches fetches = {a.ahead, a.ahead_end, steps};
   for (Index position = 0; position < a.positions; position++) {
-    const T* const in = a.in + position * a.in_position;
-    const T* const dz = a.dz + position * a.dz_position;
+    const S* const in = a.in + position * a.in_position;
+    const S* const dz = a.dz + position * a.dz_position;
     T* const out = a.out + position * a.in_channels * a.out_channels;
     for (Index c = 0; c < a.out_channels; c += 2 * L) {
-      const OuterProducts<T>* by = a.out_channels - c > L ? OuterBy<T, 2>::of : OuterBy<T, 1>::of;
+      const OuterProducts<T, S>* by = a.out_channels - c > L ? OuterBy<T, S, 2>::of : OuterBy<T, S, 1>::of;
       for (Index g = 0, i = 0; g < groups; g++) {
         const Index channels = least + (g < rest);
         T* const to = out + i * a.out_channels + c;
-        const Fetch soon = fetches.next(dz + c, to);
-        by[channels](in + i, a.in_channels, dz + c, a.out_channels, a.tiles, to, a.out_channels, a.first, soon);
+        const Fetch soon = fetches.next(dz + K * c, to);
+        by[channels](in + K * i, K * a.in_channels, dz + K * c, K * a.out_channels, steps, to, a.out_channels, a.first,
+                     soon);
         i += channels;
       }
     }

@@ -185,7 +185,7 @@ void Network::run_with(int threads, Map<const float> x, const Rect& valid, float
         if (amx) return convolve(run, *amx, c);
       }
       if constexpr (std::is_same<In, float>::value && std::is_same<Out, float>::value) {
-        convolve<float, float>(run, *weights, c);
+        convolve(run, *weights, c);
       } else {
         winograd_convolve(run, *weights, c);
       }

@@ -65,13 +65,13 @@ class Memory:
             assert not memory.isnan().any(), "a part of an output was not written"
 
 
-def pack(memory, weight, kind):
+def pack(memory, weight, kind, adjoint=False):
     """Weights as conv3x3_sm90 takes them."""
     out, inner = weight.shape[:2]
     packed = memory.out((K.conv3x3_sm90_bytes(out, inner) // 2,), TYPES[kind])
     source = {dtype: name for name, dtype in TYPES.items()}[weight.dtype]
-    K.pack_weights_sm90(memory.put(weight), source, out, inner, kind, packed.data_ptr())
-    return packed.data_ptr(), out, inner, kind
+    K.pack_weights_sm90(memory.put(weight), source, out, inner, adjoint, kind, packed.data_ptr())
+    return packed.data_ptr(), *((inner, out) if adjoint else (out, inner)), kind
 
 
 class Problem:
@@ -138,6 +138,82 @@ class Problem:
         if taps is not None:
             assert_close_as_eager("taps", taps, eager_taps, exact_taps)
         return y, taps
+
+
+class TrainingProblem(Problem):
+    """With a mask, or sums, or both: what the data gradient of a block and a layer with batch statistics ask for."""
+
+    def __init__(self, kind, shape, sums, mask=None, out=64):
+        super().__init__(kind, shape, out=out, affine=False)
+        g = torch.Generator().manual_seed(crc32(repr((kind, shape, sums, mask, out)).encode()))
+        n, h, w = shape
+        self.sums, self.mask = sums, mask
+        self.z = torch.randn(n, out, h, w, generator=g).to(TYPES[kind]) if mask else None
+        if mask == "plain":
+            self.z = self.z.relu()  # half of it is exactly zero
+        self.vectors = [1 + 0.2 * torch.randn(out, generator=g), 0.3 * torch.randn(out, generator=g),
+                        1 + 0.2 * torch.randn(out, generator=g), 3 * torch.randn(out, generator=g)]
+
+    def masked(self, y):
+        if not self.mask:
+            return y
+        z = self.z.to(y.dtype)
+        if self.mask == "normalised":
+            scale, shift = (v.to(y.dtype)[:, None, None] for v in self.vectors[:2])
+            z = z * scale + shift
+        return torch.where(z > 0, y, 0)
+
+    def run(self):
+        m = Memory()
+        n, h, w = self.shape
+        out = self.weight.shape[0]
+        y = m.out((n, h, w, out), TYPES[self.kind])
+        epilogue = {"y": (y.data_ptr(), n, h, w, out, self.kind), "sums": self.sums}
+        if self.mask:
+            epilogue["mask"] = epilogue["norm_z"] = m.map(self.z, self.kind)
+            for name, vector in zip(("mask_scale", "mask_shift", "norm_scale", "norm_shift"), self.vectors):
+                if name.startswith("norm") or self.mask == "normalised":
+                    epilogue[name] = m.put(vector)
+        partial = m.out((n * h * -(-w // 128), 2, out)) if self.sums else None
+        if self.sums:
+            epilogue["partial"] = partial.data_ptr()
+        source = {"x": m.map(self.x, self.kind)}
+        assert K.conv3x3_sm90_takes(source, out, epilogue)
+        K.conv3x3_sm90(source, pack(m, self.weight, self.kind), epilogue)
+        m.check()
+        return y, partial
+
+    def check(self):
+        y, partial = self.run()
+        n, h, w = self.shape
+        out = self.weight.shape[0]
+        exact, eager = (self.masked(self.expected(t)[0]) for t in (torch.float64, torch.float32))
+        assert_close_as_eager("y", y.permute(0, 3, 1, 2), eager.to(TYPES[self.kind]), exact)
+        if not self.sums:
+            return
+        m = Memory()
+        first, second = m.out((out,)), m.out((out,))
+        if self.sums == "statistics":
+            K.merge_statistics(partial.data_ptr(), n, h, w, out, first.data_ptr(), second.data_ptr(), by_rows=True)
+            m.check()
+            stored = eager.to(TYPES[self.kind])  # eager's batch norm reads what the convolution stored
+            for name, got, of in (("mean", first, lambda t: t.mean((0, 2, 3))),
+                                  ("var", second, lambda t: t.var((0, 2, 3), unbiased=False))):
+                assert_close_as_eager(name, got.to(TYPES[self.kind]), of(stored.float()).to(TYPES[self.kind]), of(exact),
+                                      scale=1.0)
+            return
+        K.merge_sums(partial.data_ptr(), len(partial), out, first.data_ptr(), second.data_ptr())
+        m.check()
+        kept, scale = y.permute(0, 3, 1, 2), float(n * h * w) ** 0.5  # the sums are of what was stored
+        for dtype, results in ((torch.float64, []), (torch.float32, [])):
+            v = kept.to(dtype)
+            xhat = self.z.to(dtype) * self.vectors[2].to(dtype)[:, None, None] + self.vectors[3].to(dtype)[:, None, None]
+            results += [v.sum((0, 2, 3)), (v * xhat).sum((0, 2, 3))]
+            if dtype == torch.float64:
+                exact_sums = results
+        assert_close_as_eager("sum", first, results[0], exact_sums[0], scale=scale)
+        if self.sums == "normalised":
+            assert_close_as_eager("sum of products", second, results[1], exact_sums[1], scale=scale)
 
 
 KINDS = ("f16", "bf16")
@@ -239,6 +315,38 @@ def test_same_bits_whatever_the_order_of_threads():
         assert all(a is b or torch.equal(a, b) for a, b in zip(first, again))
 
 
+TRAINING = (("statistics", None), ("normalised", "normalised"), ("total", "plain"), ("", "normalised"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sums, mask", TRAINING)
+@pytest.mark.parametrize("shape", ((1, 1, 1), (2, 3, 5), (1, 37, 53), (3, 2, 131)))
+def test_training(kind, sums, mask, shape):
+    TrainingProblem(kind, shape, sums, mask).check()
+
+
+@pytest.mark.parametrize("sums, mask", TRAINING)
+def test_training_has_the_same_bits_for_any_number_of_blocks(sums, mask):
+    problem = TrainingProblem("bf16", (3, 4, 140), sums, mask, out=128)
+    expected = problem.run()
+    for multiprocessors in (1, 2, 3, 7):
+        K.set_device(multiprocessors=multiprocessors)
+        K.set_seed(multiprocessors)
+        assert all(a is b or torch.equal(a, b) for a, b in zip(problem.run(), expected))
+    problem.check()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adjoint_weights(kind):
+    """Those of the data gradient: channels change places, taps are reversed."""
+    weight = torch.randn(128, 64, 3, 3, generator=torch.Generator().manual_seed(5))
+    m, other = Memory(), Memory()
+    pack(m, weight, kind, adjoint=True)
+    pack(other, weight.transpose(0, 1).flip(2, 3).contiguous(), kind)
+    m.check()
+    assert torch.equal(m.outputs[0], other.outputs[0])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("source", tuple(TYPES))
 def test_packed_weights(kind, source):
@@ -264,7 +372,11 @@ def test_takes():
     assert not takes(kind="f32")
     assert not takes(x=48) and not takes(x=0) and not takes(out=32) and not takes(out=0)
     assert not takes(source={"scale": 64, "shift": 64}) and not takes(source={"relu": True})
-    assert not takes(mask=residual) and not takes(sums=True)
+    assert takes(mask=residual) and takes(sums="statistics") and takes(mask=residual, sums="total")
+    assert takes(mask=residual, norm_z=residual, sums="normalised")
+    assert not takes(sums="total") and not takes(mask=residual, sums="statistics")
+    assert not takes(mask=residual, norm_z=(128, *residual[1:]), sums="normalised")
+    assert not takes(mask=residual, add0=residual) and not takes(sums="statistics", scale=64)
     assert not takes(x=256, out=64, add0=residual) and not takes(add0=residual, taps=64, tap_weights=64)
     assert not takes(y=None) and not takes(add0=residual, y=None)
 
@@ -288,7 +400,7 @@ def test_refusals():
     with pytest.raises(ValueError, match="takes"):
         K.conv3x3_sm90(source, weights, {})
     with pytest.raises(ValueError, match="multiples of 64"):
-        K.pack_weights_sm90(0, "f32", 48, 64, "f16", 0)
+        K.pack_weights_sm90(0, "f32", 48, 64, False, "f16", 0)
 
 
 def test_nan_and_infinity_pass_through():

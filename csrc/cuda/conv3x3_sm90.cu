@@ -4,6 +4,7 @@
 #include <array>
 #include <initializer_list>
 #include <string>
+#include <utility>
 
 #include "conv3x3_sm90_deep.cuh"
 #include "tensor_map.h"
@@ -57,8 +58,10 @@ template <class AtOnce> Cut cut_of(Index units, int chunks, std::initializer_lis
 // A kernel for each size of cluster, as indices of its exponent of 2.
 template <class P> using Kernels = std::array<void (*)(P), 3>;
 
-template <class E> Kernels<sm90::Params> wide_kernels() {
-  return {sm90::conv3x3_sm90_kernel<E, 1>, sm90::conv3x3_sm90_kernel<E, 2>, sm90::conv3x3_sm90_kernel<E, 4>};
+template <class E> Kernels<sm90::Params> wide_kernels(bool training) {
+  if (training) return {sm90::conv3x3_sm90_kernel<E, 1, true>, nullptr, nullptr};
+  return {sm90::conv3x3_sm90_kernel<E, 1, false>, sm90::conv3x3_sm90_kernel<E, 2, false>,
+          sm90::conv3x3_sm90_kernel<E, 4, false>};
 }
 
 template <class E> Kernels<sm90::DeepParams> deep_kernels() {
@@ -82,8 +85,10 @@ void start(const char* name, const Kernels<P>& kernels, std::initializer_list<in
 
 void wide(const Map& x, const PackedWeights90& weights, const Epilogue& e, Stream stream) {
   sm90::Params p{};
-  const Map& first = e.add0.data ? e.add0 : e.add1;
-  p.adds = (e.add0.data != nullptr) + (e.add1.data != nullptr);
+  p.masked = e.mask.data != nullptr;
+  p.sums = e.sums;
+  const Map& first = p.masked ? e.mask : e.add0.data ? e.add0 : e.add1;
+  p.adds = p.masked + (e.add0.data != nullptr) + (e.add1.data != nullptr);
   p.x = tensor_map(x, kChunk, sm90::kColumns + 2, 1);
   p.y = tensor_map(e.y, kChunk, sm90::kColumns, 1);
   if (p.adds > 0) p.add0 = tensor_map(first, kChunk, sm90::kColumns, 1);
@@ -96,9 +101,20 @@ void wide(const Map& x, const PackedWeights90& weights, const Epilogue& e, Strea
   p.strips = static_cast<int>(strips_of(x));
   p.units = static_cast<int>(x.n * strips_of(x) * x.h);
   p.chunks = static_cast<int>(weights.out / kChunk);
+  p.width = static_cast<int>(x.w);
+  p.mask_scale = e.mask_scale;
+  p.mask_shift = e.mask_shift;
+  p.norm_scale = e.norm_scale;
+  p.norm_shift = e.norm_shift;
+  p.partial = e.partial;
 
-  start("conv3x3_sm90", x.kind == Kind::f16 ? wide_kernels<F16>() : wide_kernels<BF16>(), {2, 4}, sm90::kSharedBytes, p,
-        stream);
+  const bool training = p.masked || p.sums != Sums::none;
+  const auto kernels = x.kind == Kind::f16 ? wide_kernels<F16>(training) : wide_kernels<BF16>(training);
+  if (training) {  // 64 -> 64 alone gains from it, where there is nothing to share
+    start("conv3x3_sm90", kernels, {}, sm90::kSharedBytes, p, stream);
+  } else {
+    start("conv3x3_sm90", kernels, {2, 4}, sm90::kSharedBytes, p, stream);
+  }
 }
 
 void deep(const Map& x, const PackedWeights90& weights, const Epilogue& e, Stream stream) {
@@ -130,8 +146,9 @@ void deep(const Map& x, const PackedWeights90& weights, const Epilogue& e, Strea
 
 std::size_t conv3x3_sm90_bytes(Index out, Index in) { return static_cast<std::size_t>(out * in * 9) * 2; }
 
-PackedWeights90 pack_weights_sm90(const void* from, Kind from_kind, Index out, Index in, Kind kind, void* to,
-                                  Stream stream) {
+PackedWeights90 pack_weights_sm90(const void* from, Kind from_kind, Index out, Index in, bool adjoint, Kind kind,
+                                  void* to, Stream stream) {
+  if (adjoint) std::swap(out, in);
   require(out > 0 && in > 0 && out % kChunk == 0 && in % kChunk == 0 && kind != Kind::f32,
           "weights must be 16-bit and both their channels multiples of 64.");
   require_capability(80);
@@ -142,6 +159,7 @@ PackedWeights90 pack_weights_sm90(const void* from, Kind from_kind, Index out, I
   p.vectors = static_cast<Index>(conv3x3_sm90_bytes(out, in) / sizeof(Vector16));
   p.out = out;
   p.in = in;
+  p.adjoint = adjoint;
   Launch how;
   how.x = static_cast<unsigned>((p.vectors + 127) / 128);
   const auto kernel =
@@ -150,14 +168,17 @@ PackedWeights90 pack_weights_sm90(const void* from, Kind from_kind, Index out, I
   return {to, out, in, kind};
 }
 
-// Residuals only where all in channels are one chunk, tap planes only without residuals; no mask, no sums, and a
-// source that is read as it is.
+// Residuals, a mask and sums only where all in channels are one chunk; tap planes only without them. Sums of what is
+// stored only with a mask, which is what they are normalised by. A source that is read as it is.
 bool conv3x3_sm90_takes(const Source& source, Index out, const Epilogue& e) {
   const Map& x = source.x;
-  const bool adds = e.add0.data || e.add1.data;
+  const bool adds = e.add0.data || e.add1.data, training = e.mask.data || e.sums != Sums::none;
   if (x.kind == Kind::f32 || x.c < kChunk || x.c % kChunk || out < kChunk || out % kChunk) return false;
-  if (source.scale || source.shift || source.relu || e.mask.data || e.sums != Sums::none) return false;
-  if (adds && (x.c > kChunk || e.taps || !e.y.data)) return false;
+  if (source.scale || source.shift || source.relu) return false;
+  if ((adds || training) && (x.c > kChunk || e.taps || !e.y.data)) return false;
+  if (training && (adds || e.scale || e.shift || e.relu)) return false;
+  if (e.mask.data ? e.sums == Sums::statistics : e.sums == Sums::total || e.sums == Sums::normalised) return false;
+  if (e.sums == Sums::normalised && e.norm_z.data != e.mask.data) return false;
   return (e.y.data || e.taps) && x.h < kMost && x.w < kMost && x.n * strips_of(x) * x.h < kMost;
 }
 
@@ -170,7 +191,9 @@ void conv3x3_sm90(const Source& source, const PackedWeights90& weights, const Ep
           "y must have the source's type and size, and the weights' channels.");
   require(!epilogue.add0.data || like(epilogue.add0, x, weights.out), "what is added must be like y.");
   require(!epilogue.add1.data || like(epilogue.add1, x, weights.out), "what is added must be like y.");
+  require(!epilogue.mask.data || like(epilogue.mask, x, weights.out), "what masks must be like y.");
   require(!epilogue.taps || epilogue.tap_weights, "tap planes need their weights.");
+  require(epilogue.sums == Sums::none || epilogue.partial, "sums need a place.");
   if (x.pixels() == 0) return;
   if (x.c == kChunk && !epilogue.taps) {
     wide(x, weights, epilogue, stream);

@@ -29,13 +29,19 @@ namespace dblr {
 namespace sm90 {
 
 struct Params {
-  TensorMap x, y, add0, add1;
+  TensorMap x, y, add0, add1;  // add0: what masks, where something does
   const Vector16* weights;
   const float *scale, *shift;
   int height, strips, units;  // rows of a picture, strips of 128 columns, rows of all strips
   int chunks;                 // of 64 out channels
   int adds;
   bool relu;
+  // Training: see Epilogue. The map that masks is the one that `norm` normalises.
+  bool masked;
+  Sums sums;
+  const float *mask_scale, *mask_shift, *norm_scale, *norm_shift;
+  float* partial;
+  int width;
 };
 
 // Shared memory: the ring, two tiles for each multiplying warpgroup (results or first residual; second), barriers.
@@ -43,8 +49,113 @@ constexpr int kTiles = kRing * kRowPitch;
 constexpr int kBarriers = kTiles + 4 * kTileBytes;
 constexpr int kSharedBytes = kBarriers + 256;
 
+// Sums over the pixels of a row that a thread shares with the three next to it: two channels, two sums of each.
+struct RowSums {
+  float first[2] = {}, second[2] = {};
+
+  __device__ __forceinline__ static float shared_by_four(float v) {
+    v += shuffle_xor(v, 1);
+    return v + shuffle_xor(v, 2);
+  }
+  // To row `tile` of the partial sums.
+  __device__ __forceinline__ void store(const Params& p, int tile, int channel, int lane) const {
+    if (lane % 4 != 0) return;
+    float* const to = p.partial + static_cast<std::int64_t>(tile) * (2 * 64 * p.chunks) + channel;
+    to[0] = first[0];
+    to[8] = first[1];
+    to[64 * p.chunks] = second[0];
+    to[64 * p.chunks + 8] = second[1];
+  }
+};
+
+// What follows reads a row's values from where they are staged, eight pixels x two channels at a time: the weights leave
+// no registers for more. A warp reads what it staged itself.
+
+template <class E> __device__ __forceinline__ void stage_row(const float (&sums)[64], SharedAddress staged) {
+#pragma unroll
+  for (int j = 0; j < 16; j += 2) {
+    float v[8];
+#pragma unroll
+    for (int e = 0; e < 8; e++) v[e] = sums[4 * j + e];
+    stage<E>(v, staged + j * 1024);
+  }
+  sync_warp();
+}
+
+// Whether the value e of pixels 8 j to 8 j + 15 is of a pixel below `count`.
+__device__ __forceinline__ bool counts(int j, int e, int count, int lane) {
+  return 8 * j + e / 4 * 8 + lane % 4 * 2 + e % 2 < count;
+}
+
+// Mean and sum of squared deviations over a staged row's first `count` pixels.
+template <class E> __device__ __forceinline__ RowSums statistics_of(SharedAddress staged, int count, int lane) {
+  RowSums row;
+#pragma unroll 1
+  for (int j = 0; j < 16; j += 2) {
+    float v[8];
+    read_staged<E>(v, staged + j * 1024);
+#pragma unroll
+    for (int e = 0; e < 8; e++) row.first[e / 2 % 2] += counts(j, e, count, lane) ? v[e] : 0.0f;
+  }
+  const float pixels = static_cast<float>(count < kColumns ? count : kColumns);
+#pragma unroll
+  for (int i = 0; i < 2; i++) row.first[i] = RowSums::shared_by_four(row.first[i]) / pixels;
+#pragma unroll 1
+  for (int j = 0; j < 16; j += 2) {
+    float v[8];
+    read_staged<E>(v, staged + j * 1024);
+#pragma unroll
+    for (int e = 0; e < 8; e++) {
+      const float apart = counts(j, e, count, lane) ? v[e] - row.first[e / 2 % 2] : 0.0f;
+      row.second[e / 2 % 2] = fmaf(apart, apart, row.second[e / 2 % 2]);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 2; i++) row.second[i] = RowSums::shared_by_four(row.second[i]);
+  return row;
+}
+
+// The row staged kTileBytes further, masked by the map that is staged here and put in its place; the sums of what is
+// kept, over the first `count` pixels.
+template <class E>
+__device__ __forceinline__ RowSums mask_row(const Params& p, int channel, SharedAddress staged, int count, int lane) {
+  const auto both = [&](const float* from, float missing, float (&v)[2]) {
+    v[0] = from ? from[channel] : missing;
+    v[1] = from ? from[channel + 8] : missing;
+  };
+  float mask_scale[2], mask_shift[2], norm_scale[2], norm_shift[2];
+  both(p.mask_scale, 1.0f, mask_scale);
+  both(p.mask_shift, 0.0f, mask_shift);
+  both(p.norm_scale, 1.0f, norm_scale);
+  both(p.norm_shift, 0.0f, norm_shift);
+  RowSums row;
+#pragma unroll 1
+  for (int j = 0; j < 16; j += 2) {
+    float v[8], z[8];
+    read_staged<E>(v, staged + kTileBytes + j * 1024);
+    read_staged<E>(z, staged + j * 1024);
+#pragma unroll
+    for (int e = 0; e < 8; e++) {
+      const int c = e / 2 % 2;
+      if (!(fmaf(z[e], mask_scale[c], mask_shift[c]) > 0.0f)) v[e] = 0.0f;
+      const float kept = counts(j, e, count, lane) ? v[e] : 0.0f;
+      row.first[c] += kept;
+      row.second[c] = fmaf(kept, fmaf(z[e], norm_scale[c], norm_shift[c]), row.second[c]);
+    }
+    sync_warp();  // all lanes have read what they are about to overwrite
+    stage<E>(v, staged + j * 1024);
+  }
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    row.first[i] = RowSums::shared_by_four(row.first[i]);
+    row.second[i] = RowSums::shared_by_four(row.second[i]);
+  }
+  return row;
+}
+
+// training: with partial sums and masks.
 // registers: 168, spills: 0 (sm_90a; at launch, then 24 for those that fetch and 240 for those that multiply)
-template <class E, int cluster>
+template <class E, int cluster, bool training>
 __global__ void __launch_bounds__(384, 1) conv3x3_sm90_kernel(const __grid_constant__ Params p) {
 #if defined(DBLR_EMULATED) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
   const SharedAddress shared = shared_address(dynamic_shared());
@@ -78,7 +189,8 @@ __global__ void __launch_bounds__(384, 1) conv3x3_sm90_kernel(const __grid_const
     const int chunk = blockIdx.x % p.chunks, thread = threadIdx.x % 128;
     const int me = warp / 4 - 1;  // which of the two
     const SharedAddress tile = shared + kTiles + me * 2 * kTileBytes, mine = staged(tile, warp % 4, lane);
-    const Affine affine(p.scale, p.shift, p.relu, chunk * 64 + warp % 4 * 16 + lane / 4);
+    const Affine affine(training ? nullptr : p.scale, training ? nullptr : p.shift, !training && p.relu,
+                        chunk * 64 + warp % 4 * 16 + lane / 4);
     std::uint32_t a[36][4];
 #pragma unroll
     for (int i = 0; i < 36; i++) {
@@ -87,10 +199,10 @@ __global__ void __launch_bounds__(384, 1) conv3x3_sm90_kernel(const __grid_const
       for (int j = 0; j < 4; j++) a[i][j] = v.word[j];
     }
 
-    int start = 0, rows = 0, turn = 0;  // ring row of the run's first, rows of all runs so far, rows of this warpgroup
+    int start = 0, rows = 0;  // ring row of the run's first, rows of all runs so far
     for (; walk.advance(); start += walk.count + 2, rows += walk.count) {
-      int released = start;
-      for (int i = (me + rows) & 1; i < walk.count; i += 2, turn++) {
+      for (int i = (me + rows) & 1; i < walk.count; i += 2) {
+        const int turn = (rows + i) / 2;  // of this warpgroup
         float sums[64];
 #pragma unroll
         for (int j = 0; j < 64; j++) sums[j] = 0;
@@ -124,21 +236,35 @@ __global__ void __launch_bounds__(384, 1) conv3x3_sm90_kernel(const __grid_const
         }
         products_wait<0>();
         const int until = i + 2 < walk.count ? start + i + 2 : start + walk.count + 2;
-        for (; released < until; released++) ring.release(released, lane);
+        for (int row = i < 2 ? start : start + i; row < until; row++) ring.release(row, lane);
 
         if (p.adds > 0) {
           barrier_wait(added + 8 * me, turn & 1);
         } else {
           sync_some(1 + me, 128);  // the tile is free once its first thread has waited
         }
+        if constexpr (training) {
+          const int channel = chunk * 64 + warp % 4 * 16 + lane / 4;
+          RowSums of_row;
+          stage_row<E>(sums, p.masked ? mine + kTileBytes : mine);
+          if (p.masked) {
+            of_row = mask_row<E>(p, channel, mine, p.width - walk.x, lane);
+          } else {
+            of_row = statistics_of<E>(mine, p.width - walk.x, lane);
+          }
+          if (p.sums != Sums::none) {
+            of_row.store(p, ((walk.n * p.height + walk.first + i) * p.strips + walk.x / kColumns), channel, lane);
+          }
+        } else {
 #pragma unroll
-        for (int j = 0; j < 16; j += 2) {
-          float v[8];
+          for (int j = 0; j < 16; j += 2) {
+            float v[8];
 #pragma unroll
-          for (int e = 0; e < 8; e++) v[e] = e & 2 ? affine.second(sums[4 * j + e]) : affine.first(sums[4 * j + e]);
-          if (p.adds > 0) add_staged<E>(v, mine + j * 1024);
-          if (p.adds > 1) add_staged<E>(v, mine + kTileBytes + j * 1024);
-          stage<E>(v, mine + j * 1024);
+            for (int e = 0; e < 8; e++) v[e] = e & 2 ? affine.second(sums[4 * j + e]) : affine.first(sums[4 * j + e]);
+            if (p.adds > 0) add_staged<E>(v, mine + j * 1024);
+            if (p.adds > 1) add_staged<E>(v, mine + kTileBytes + j * 1024);
+            stage<E>(v, mine + j * 1024);
+          }
         }
         fence_proxy_async();
         sync_some(1 + me, 128);
@@ -147,7 +273,9 @@ __global__ void __launch_bounds__(384, 1) conv3x3_sm90_kernel(const __grid_const
           store_commit();
         }
       }
-      for (; released < start + walk.count + 2; released++) ring.release(released, lane);
+      if (((me + rows) & 1) >= walk.count) {  // a run of one row, which is the other's
+        for (int row = start; row < start + walk.count + 2; row++) ring.release(row, lane);
+      }
     }
     if (thread == 0) store_wait<0>();
   }

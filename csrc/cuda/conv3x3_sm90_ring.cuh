@@ -21,10 +21,11 @@ constexpr int kWarps = 8;                          // of the two warpgroups that
 // 64 chunk + 16 warp + g (+ 8) and 64 chunk + 16 k + 2 t (+ 1, + 8, + 9) what mma_16x8x16 wants in a[0] to a[3].
 
 struct PackParams90 {
-  const void* from;  // (out, in, 3, 3)
+  const void* from;  // (out, in, 3, 3), with adjoint (in, out, 3, 3)
   Kind kind;         // of its elements
   Vector16* to;
   Index vectors, out, in;
+  bool adjoint;
 };
 
 // Floor: weights read and written once, 0.2-3 MB: the time of a launch.
@@ -40,8 +41,10 @@ __global__ void __launch_bounds__(128) pack_weights_sm90_kernel(const __grid_con
   Vector16 v;
 #pragma unroll
   for (int i = 0; i < 4; i++) {
-    const Index at = ((row + i % 2 * 8) * p.in + column + i / 2 * 8) * 9 + tap;
-    v.word[i] = pack<E>(load_element(p.from, p.kind, at), load_element(p.from, p.kind, at + 9));
+    const Index o = row + i % 2 * 8, c = column + i / 2 * 8;
+    const Index at = p.adjoint ? (c * p.out + o) * 9 + 8 - tap : (o * p.in + c) * 9 + tap;
+    const Index next = at + (p.adjoint ? p.out * 9 : 9);
+    v.word[i] = pack<E>(load_element(p.from, p.kind, at), load_element(p.from, p.kind, next));
   }
   p.to[vector] = v;
 }
@@ -161,15 +164,22 @@ __device__ __forceinline__ SharedAddress staged(SharedAddress tile, int warp, in
   return tile + pixel * kPixel + (vector ^ lane % 8) * 16;
 }
 
-// Adds the staged map's values at pixels 8 j to 8 j + 15.
-template <class E> __device__ __forceinline__ void add_staged(float (&v)[8], SharedAddress at) {
+// The staged map's values at pixels 8 j to 8 j + 15.
+template <class E> __device__ __forceinline__ void read_staged(float (&v)[8], SharedAddress at) {
   std::uint32_t r[4];
   load_matrices_transposed(r, at);
 #pragma unroll
   for (int i = 0; i < 4; i++) {
-    v[2 * i] += widen(E{static_cast<std::uint16_t>(r[i] & 0xffff)});
-    v[2 * i + 1] += widen(E{static_cast<std::uint16_t>(r[i] >> 16)});
+    v[2 * i] = widen(E{static_cast<std::uint16_t>(r[i] & 0xffff)});
+    v[2 * i + 1] = widen(E{static_cast<std::uint16_t>(r[i] >> 16)});
   }
+}
+
+template <class E> __device__ __forceinline__ void add_staged(float (&v)[8], SharedAddress at) {
+  float other[8];
+  read_staged<E>(other, at);
+#pragma unroll
+  for (int i = 0; i < 8; i++) v[i] += other[i];
 }
 
 template <class E> __device__ __forceinline__ void stage(const float (&v)[8], SharedAddress at) {

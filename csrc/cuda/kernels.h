@@ -52,7 +52,7 @@ struct Source {
   bool relu = false;
 };
 
-// Sums over pixels that a convolution's epilogue leaves as partial sums, one row for each tile of 128 pixels.
+// Sums over pixels that a convolution's epilogue leaves as partial sums, one row for each tile (see Tiling).
 enum class Sums {
   none,
   statistics,  // of the values before scale and shift: (mean, sum of squared deviations) over the tile's pixels
@@ -82,12 +82,23 @@ struct Epilogue {
   float* taps = nullptr;
 };
 
-// Tiles of 8 rows x 16 columns; partial sums lie as [tile][2][out], tiles in the order n, y, x.
+// How pixels are put together in partial sums, which lie as [tile][2][out], tiles in the order n, y, x: by 8 rows x 16
+// columns, but by 128 columns of a row in conv3x3_sm90.
 constexpr int kTileRows = 8, kTileColumns = 16;
-inline Index tiles_of(Index n, Index h, Index w) {
-  return n * ((h + kTileRows - 1) / kTileRows) * ((w + kTileColumns - 1) / kTileColumns);
+struct Tiling {
+  int rows = kTileRows, columns = kTileColumns;
+  Index across(Index w) const { return (w + columns - 1) / columns; }
+  Index down(Index h) const { return (h + rows - 1) / rows; }
+};
+constexpr Tiling kTiling90{1, 128};
+inline Index tiles_of(Index n, Index h, Index w, const Tiling& tiling = {}) {
+  return n * tiling.down(h) * tiling.across(w);
 }
-inline Index conv_partial_floats(Index n, Index h, Index w, Index out) { return tiles_of(n, h, w) * 2 * out; }
+// Enough for either.
+inline Index conv_partial_floats(Index n, Index h, Index w, Index out) {
+  const Index tiles = tiles_of(n, h, w), rows = tiles_of(n, h, w, kTiling90);
+  return (tiles > rows ? tiles : rows) * 2 * out;
+}
 
 // The source's type, the weights' and those of all maps of the epilogue are the same.
 void conv3x3(const Source& source, const PackedWeights& weights, const Epilogue& epilogue, Products products,
@@ -110,8 +121,9 @@ struct NormVectors {
   float eps;
   bool training;
 };
-// Partial statistics of `tiles` tiles over a picture set of n x h x w -> mean, biased var (merged in double, in order).
-void merge_statistics(const float* partial, Index n, Index h, Index w, Index c, float* mean, float* var, Stream stream);
+// Partial statistics of all tiles of a picture set of n x h x w -> mean, biased var (merged in double, in order).
+void merge_statistics(const float* partial, Index n, Index h, Index w, Index c, float* mean, float* var, Stream stream,
+                      const Tiling& tiling = {});
 // -> scale, shift (C,) for y = z * scale + shift, and, unless null, invstd and offset with xhat = z * invstd + offset.
 void norm_coefficients(const NormVectors& norm, Index c, float* scale, float* shift, float* invstd, float* offset,
                        Stream stream);
@@ -180,9 +192,10 @@ struct PackedWeights90 {
   Index out = 0, in = 0;
   Kind kind = Kind::f16;
 };
-PackedWeights90 pack_weights_sm90(const void* from, Kind from_kind, Index out, Index in, Kind kind, void* to,
-                                  Stream stream);
-// Whether conv3x3_sm90 takes these shapes and this epilogue (in and out multiples of 64, 16-bit maps; no sums).
+// adjoint: as in pack_weights.
+PackedWeights90 pack_weights_sm90(const void* from, Kind from_kind, Index out, Index in, bool adjoint, Kind kind,
+                                  void* to, Stream stream);
+// Whether conv3x3_sm90 takes these shapes and this epilogue (in and out multiples of 64, 16-bit maps).
 bool conv3x3_sm90_takes(const Source& source, Index out, const Epilogue& epilogue);
 void conv3x3_sm90(const Source& source, const PackedWeights90& weights, const Epilogue& epilogue, Stream stream);
 

@@ -45,7 +45,7 @@ void CudaNetwork::pack(void* memory, Stream stream) {
     c.portable = pack_weights(c.weight, Kind::f32, c.out, c.in, false, kind_, at, stream);
     at += portable_bytes(c);
     if (!packs_sm90(c)) continue;
-    c.sm90 = pack_weights_sm90(c.weight, Kind::f32, c.out, c.in, kind_, at, stream);
+    c.sm90 = pack_weights_sm90(c.weight, Kind::f32, c.out, c.in, false, kind_, at, stream);
     at += aligned(conv3x3_sm90_bytes(c.out, c.in));
   }
 }

@@ -34,8 +34,6 @@ void launch_by_kind(const char* name, Kind kind, void (*f32)(P), void (*f16)(P),
   launch(name, kind == Kind::f32 ? f32 : kind == Kind::f16 ? f16 : bf16, how, p, stream);
 }
 
-int tiles_across(Index w) { return static_cast<int>((w + kTileColumns - 1) / kTileColumns); }
-int tiles_down(Index h) { return static_cast<int>((h + kTileRows - 1) / kTileRows); }
 Index blocks_of_pixels(const Map& map) { return (map.pixels() + kBlockPixels - 1) / kBlockPixels; }
 
 NormBackwardParams backward(const Map& grad, const Map& z, const float* scale, const float* shift, const float* invstd,
@@ -53,8 +51,8 @@ NormBackwardParams backward(const Map& grad, const Map& z, const float* scale, c
   p.h = z.h;
   p.w = z.w;
   p.c = z.c;
-  p.tiles_x = tiles_across(z.w);
-  p.tiles_y = tiles_down(z.h);
+  p.tiles_x = static_cast<int>(Tiling{}.across(z.w));
+  p.tiles_y = static_cast<int>(Tiling{}.down(z.h));
   return p;
 }
 
@@ -94,10 +92,11 @@ void norm_backward_apply(const Map& grad, const Map& z, const float* scale, cons
                  norm_backward_apply_kernel<BF16>, by_pixels(z, blocks_of_pixels(z)), p, stream);
 }
 
-void merge_statistics(const float* partial, Index n, Index h, Index w, Index c, float* mean, float* var,
-                      Stream stream) {
+void merge_statistics(const float* partial, Index n, Index h, Index w, Index c, float* mean, float* var, Stream stream,
+                      const Tiling& tiling) {
   require_capability(80);
-  const MergeParams p{partial, n, h, w, c, tiles_of(n, h, w), tiles_across(w), tiles_down(h), mean, var};
+  const int across = static_cast<int>(tiling.across(w)), down = static_cast<int>(tiling.down(h));
+  const MergeParams p{partial, n, h, w, c, tiles_of(n, h, w, tiling), across, down, tiling, mean, var};
   Launch how = grid((c + kMergeChannels - 1) / kMergeChannels, "merge_statistics: too many channels.");
   how.shared = kNormThreads * sizeof(double);
   launch("merge_statistics", merge_statistics_kernel, how, p, stream);
@@ -105,7 +104,7 @@ void merge_statistics(const float* partial, Index n, Index h, Index w, Index c, 
 
 void merge_sums(const float* partial, Index tiles, Index c, float* first, float* second, Stream stream) {
   require_capability(80);
-  const MergeParams p{partial, 0, 0, 0, c, tiles, 0, 0, first, second};
+  const MergeParams p{partial, 0, 0, 0, c, tiles, 0, 0, {}, first, second};
   Launch how = grid((c + kMergeChannels - 1) / kMergeChannels, "merge_sums: too many channels.");
   how.shared = kNormThreads * sizeof(double);
   launch("merge_sums", merge_sums_kernel, how, p, stream);

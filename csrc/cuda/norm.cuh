@@ -150,6 +150,7 @@ struct MergeParams {
   Index n, h, w, c;      // merge_statistics: of the pictures
   Index tiles;
   int tiles_x, tiles_y;
+  Tiling tiling;
   float *first, *second;
 };
 
@@ -162,9 +163,9 @@ __global__ void __launch_bounds__(kNormThreads) merge_statistics_kernel(const __
   const Index end = channel < p.c ? p.tiles : 0;
   const auto pixels_of = [&](Index tile) {
     const unsigned t = static_cast<unsigned>(tile);
-    const Index y = p.h - static_cast<Index>(t / p.tiles_x % p.tiles_y) * kTileRows;
-    const Index x = p.w - static_cast<Index>(t % p.tiles_x) * kTileColumns;
-    return static_cast<double>((y < kTileRows ? y : kTileRows) * (x < kTileColumns ? x : kTileColumns));
+    const Index rows = p.tiling.rows, columns = p.tiling.columns;
+    const Index y = p.h - t / p.tiles_x % p.tiles_y * rows, x = p.w - t % p.tiles_x * columns;
+    return static_cast<double>((y < rows ? y : rows) * (x < columns ? x : columns));
   };
   const double count = static_cast<double>(p.n) * static_cast<double>(p.h) * static_cast<double>(p.w);
   double sum = 0.0, apart = 0.0;

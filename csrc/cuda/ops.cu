@@ -30,15 +30,22 @@ class Filter {
     memory_ = workspace.bytes(std::max(portable, conv3x3_sm90_bytes(weights.out, weights.in)));
   }
 
-  void convolve(const Call& call, const Source& source, const Epilogue& epilogue) const {
+  // Returns how the partial sums of the epilogue lie. space: where a source that is normalised as it is read may be
+  // written first, for the kernels of sm_90a read maps as they are; see space_for.
+  Tiling convolve(const Call& call, const Source& source, const Epilogue& epilogue, const Map& space = {}) const {
     const Weights& w = weights_;
-    if (call.sm90 && !adjoint_ && conv3x3_sm90_takes(source, w.out, epilogue)) {
-      const PackedWeights90 packed = pack_weights_sm90(w.data, w.kind, w.out, w.in, kind_, memory_, call.stream);
-      conv3x3_sm90(source, packed, epilogue, call.stream);
-      return;
+    Source read = source;
+    if (source.scale && space.data) read = {space, nullptr, nullptr, false};
+    if (call.sm90 && conv3x3_sm90_takes(read, adjoint_ ? w.in : w.out, epilogue)) {
+      if (source.scale) norm_apply(source.x, source.scale, source.shift, source.relu, {}, space, call.stream);
+      const PackedWeights90 packed =
+          pack_weights_sm90(w.data, w.kind, w.out, w.in, adjoint_, kind_, memory_, call.stream);
+      conv3x3_sm90(read, packed, epilogue, call.stream);
+      return kTiling90;
     }
     const PackedWeights packed = pack_weights(w.data, w.kind, w.out, w.in, adjoint_, kind_, memory_, call.stream);
     conv3x3(source, packed, epilogue, call.products, call.stream);
+    return {};
   }
 
  private:
@@ -66,6 +73,11 @@ struct Coefficients {
   }
 };
 
+// A map of so many channels like x where the kernels of sm_90a may want one, else none.
+Map space_for(const Call& call, Workspace& workspace, const Map& x, Index channels) {
+  return call.sm90 && x.kind != Kind::f32 ? workspace.map(x, channels) : Map{};
+}
+
 Source plain(const Map& x) {
   Source source;
   source.x = x;
@@ -83,7 +95,7 @@ Source normalised(const Map& z, const Coefficients& c) {
 }
 
 std::size_t partial_floats(const Map& x, Index channels) { return conv_partial_floats(x.n, x.h, x.w, channels); }
-Index tiles(const Map& x) { return tiles_of(x.n, x.h, x.w); }
+Index tiles(const Map& x, const Tiling& tiling = {}) { return tiles_of(x.n, x.h, x.w, tiling); }
 
 std::size_t gradient_floats(const Map& x, const Weights& w) {
   return weight_gradient_partial_floats(x.n, x.h, x.w, w.out, w.in);
@@ -91,13 +103,14 @@ std::size_t gradient_floats(const Map& x, const Weights& w) {
 
 // z = conv(source) with the batch's statistics -> mean, var and the layer's coefficients.
 void conv_with_statistics(const Call& call, const Source& source, const Filter& filter, const ConvNorm& layer, float eps,
-                          const Map& z, float* partial, float* mean, float* var, Coefficients& coefficients) {
+                          const Map& z, float* partial, float* mean, float* var, Coefficients& coefficients,
+                          const Map& space = {}) {
   Epilogue epilogue;
   epilogue.y = z;
   epilogue.sums = Sums::statistics;
   epilogue.partial = partial;
-  filter.convolve(call, source, epilogue);
-  merge_statistics(partial, z.n, z.h, z.w, z.c, mean, var, call.stream);
+  const Tiling tiling = filter.convolve(call, source, epilogue, space);
+  merge_statistics(partial, z.n, z.h, z.w, z.c, mean, var, call.stream, tiling);
   coefficients.compute(call, layer, mean, var, true, eps);
 }
 
@@ -163,15 +176,16 @@ void residual_block(const Call& call, Workspace& workspace, const Map& x, const 
   float* const partial =
       training ? workspace.floats(partial_floats(x, std::max(first.weight.out, second.weight.out))) : nullptr;
   const Map middle = z1.data ? z1 : workspace.map(x, first.weight.out);
-  if (workspace.measuring()) return;
   const bool save = z1.data != nullptr;
+  const Map space = training || save ? space_for(call, workspace, x, first.weight.out) : Map{};
+  if (workspace.measuring()) return;
   const Map kept = save ? z2 : y;  // the second layer before its batch norm, which may be applied in place
 
   Epilogue epilogue;
   if (training) {
     conv_with_statistics(call, plain(x), filter1, first, eps, middle, partial, statistics[0], statistics[1], norm1);
     conv_with_statistics(call, normalised(middle, norm1), filter2, second, eps, kept, partial, statistics[2],
-                         statistics[3], norm2);
+                         statistics[3], norm2, space);
     norm_apply(kept, norm2.scale, norm2.shift, false, x, y, call.stream);
     return;
   }
@@ -181,7 +195,7 @@ void residual_block(const Call& call, Workspace& workspace, const Map& x, const 
   if (save) {
     filter1.convolve(call, plain(x), epilogue);
     epilogue.y = kept;
-    filter2.convolve(call, normalised(middle, norm1), epilogue);
+    filter2.convolve(call, normalised(middle, norm1), epilogue, space);
     norm_apply(kept, norm2.scale, norm2.shift, false, x, y, call.stream);
     return;
   }
@@ -232,8 +246,8 @@ void residual_block_backward(const Call& call, Workspace& workspace, const Map& 
   epilogue.norm_z = z1;
   epilogue.norm_scale = norm1.invstd;
   epilogue.norm_shift = norm1.offset;
-  adjoint2.convolve(call, plain(dz2), epilogue);
-  merge_sums(partial, tiles(x), middle, gradient1.beta, gradient1.gamma, call.stream);
+  const Tiling tiling = adjoint2.convolve(call, plain(dz2), epilogue);
+  merge_sums(partial, tiles(x, tiling), middle, gradient1.beta, gradient1.gamma, call.stream);
   norm_backward_apply(g1, z1, norm1.scale, norm1.shift, norm1.invstd, norm1.offset, gradient1.beta, gradient1.gamma,
                       false, training, dz1, call.stream);
   weight_gradient(plain(x), dz1, gradient1.weight, sums, call.products, call.stream);
@@ -280,8 +294,8 @@ void stem_backward(const Call& call, Workspace& workspace, const Map& grad, cons
   epilogue.y = d1;
   epilogue.sums = Sums::total;
   epilogue.partial = partial;
-  adjoint2.convolve(call, plain(d2), epilogue);
-  merge_sums(partial, tiles(y), s.w1.out, gradient.b1, nullptr, call.stream);
+  const Tiling tiling = adjoint2.convolve(call, plain(d2), epilogue);
+  merge_sums(partial, tiles(y, tiling), s.w1.out, gradient.b1, nullptr, call.stream);
   weight_gradient(plain(frames), d1, gradient.w1, sums, call.products, call.stream);
   if (!dx.data) return;
   Epilogue last;
@@ -332,8 +346,8 @@ void reconstruct_backward(const Call& call, Workspace& workspace, const void* gr
   epilogue.y = dh1;
   epilogue.sums = Sums::total;
   epilogue.partial = partial;
-  adjoint2.convolve(call, plain(dh2), epilogue);
-  merge_sums(partial, tiles(x), middle, gradient.b1, nullptr, call.stream);
+  const Tiling tiling = adjoint2.convolve(call, plain(dh2), epilogue);
+  merge_sums(partial, tiles(x, tiling), middle, gradient.b1, nullptr, call.stream);
   weight_gradient(plain(x), dh1, gradient.w1, sums, call.products, call.stream);
   if (!dx.data) return;
   Epilogue last;

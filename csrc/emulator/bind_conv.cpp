@@ -81,7 +81,7 @@ void bind_conv(py::module_& m) {
                                               kind_of(kind), reinterpret_cast<void*>(to), nullptr);
     return std::make_pair(packed.out, packed.in);
   });
-  m.def("tiles_of", &tiles_of);
+  m.def("tiles_of", [](Index n, Index h, Index w) { return tiles_of(n, h, w); });
   m.def("conv_partial_floats", &conv_partial_floats);
   // weights: (address, out, in, kind); products: "exact" or "tf32".
   m.def("conv3x3", [](const py::dict& source, const std::tuple<Address, Index, Index, std::string>& weights,
@@ -90,9 +90,9 @@ void bind_conv(py::module_& m) {
     conv3x3(source_of(source), {reinterpret_cast<void*>(address), out, in, kind_of(kind)}, epilogue_of(epilogue),
             products == "tf32" ? Products::tf32 : Products::exact, nullptr);
   });
-  m.def("merge_statistics", [](Address partial, Index n, Index h, Index w, Index c, Address mean, Address var) {
-    merge_statistics(floats(partial), n, h, w, c, floats(mean), floats(var), nullptr);
-  });
+  m.def("merge_statistics", [](Address partial, Index n, Index h, Index w, Index c, Address mean, Address var, bool by_rows) {
+    merge_statistics(floats(partial), n, h, w, c, floats(mean), floats(var), nullptr, by_rows ? kTiling90 : Tiling{});
+  }, py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg("by_rows") = false);
   // vectors: gamma, beta, bias, mean, var; to: scale, shift, invstd, offset.
   m.def("norm_coefficients", [](const std::array<Address, 5>& vectors, float eps, bool training, Index c,
                                 const std::array<Address, 4>& to) {

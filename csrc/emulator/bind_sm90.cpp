@@ -49,7 +49,17 @@ Epilogue epilogue_of(const py::dict& given) {
   e.add1 = map_of(item<Given>(given, "add1"));
   e.mask = map_of(item<Given>(given, "mask"));
   e.y = map_of(item<Given>(given, "y"));
-  if (item<bool>(given, "sums")) e.sums = Sums::total;
+  const std::string sums = item<std::string>(given, "sums");
+  e.sums = sums == "statistics"   ? Sums::statistics
+           : sums == "total"      ? Sums::total
+           : sums == "normalised" ? Sums::normalised
+                                  : Sums::none;
+  e.partial = floats(item<Address>(given, "partial"));
+  e.mask_scale = floats(item<Address>(given, "mask_scale"));
+  e.mask_shift = floats(item<Address>(given, "mask_shift"));
+  e.norm_z = map_of(item<Given>(given, "norm_z"));
+  e.norm_scale = floats(item<Address>(given, "norm_scale"));
+  e.norm_shift = floats(item<Address>(given, "norm_shift"));
   e.tap_weights = floats(item<Address>(given, "tap_weights"));
   e.taps = floats(item<Address>(given, "taps"));
   return e;
@@ -59,9 +69,9 @@ Epilogue epilogue_of(const py::dict& given) {
 
 void bind_sm90(py::module_& m) {
   m.def("conv3x3_sm90_bytes", &conv3x3_sm90_bytes);
-  m.def("pack_weights_sm90", [](Address from, const std::string& from_kind, Index out, Index in,
+  m.def("pack_weights_sm90", [](Address from, const std::string& from_kind, Index out, Index in, bool adjoint,
                                 const std::string& kind, Address to) {
-    pack_weights_sm90(reinterpret_cast<void*>(from), kind_of(from_kind), out, in, kind_of(kind),
+    pack_weights_sm90(reinterpret_cast<void*>(from), kind_of(from_kind), out, in, adjoint, kind_of(kind),
                       reinterpret_cast<void*>(to), nullptr);
   });
   m.def("conv3x3_sm90_takes", [](const py::dict& source, Index out, const py::dict& epilogue) {

@@ -27,7 +27,8 @@ class Step:
 
     def __init__(self, model, device, autocast=None):
         self.model, self.device, self.autocast = model.to(device), device, autocast
-        self.optimiser = torch.optim.Adam(model.parameters(), lr=1e-4, foreach=True, capturable=device.type == "cuda")
+        form = {"fused": True, "capturable": True} if device.type == "cuda" else {"foreach": True}
+        self.optimiser = torch.optim.Adam(model.parameters(), lr=1e-4, **form)
 
     def restored(self, frames):
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):

@@ -35,6 +35,11 @@ def chosen(backend, monkeypatch):
         yield backend
 
 
+@pytest.fixture
+def portable(monkeypatch):
+    monkeypatch.setenv("DBLR_FAST_SM90", "off")
+
+
 @pytest.fixture(autouse=True)
 def poisoned_memory():
     """Everything that torch allocates holds NaN until it is written."""
@@ -66,6 +71,12 @@ def test_float16_and_bfloat16(backend, case, dtype):
     compare_low(case, ours(backend, case, dtype), dtype)
     if case[0] in NORMED or case[0] == "reconstruct" and case[1] == "odd":
         compare_low(case, ours(backend, case, dtype, save=False), dtype)
+
+
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+@pytest.mark.parametrize("case", [c for op in OPS for c in cases_of(op, LOW_SIZES) if c[1] == "real"], ids=name_of)
+def test_portable_kernels_where_those_of_sm90_are_to_be_had(backend, portable, case, dtype):
+    compare_low(case, ours(backend, case, dtype), dtype)
 
 
 @pytest.mark.parametrize("dtype", LOW, ids=str)
@@ -156,7 +167,7 @@ class EachLayerRounded(torch.nn.Module):
 @pytest.mark.parametrize("blocks,h,w", [(2, 24, 20), (14, 5, 7)])
 @pytest.mark.parametrize("precision", ("exact", "half", "bf16"))
 @torch.no_grad()
-def test_network(backend, precision, blocks, h, w):
+def test_network(backend, portable, precision, blocks, h, w):
     model, fold = networks(blocks)
     network = backend.network(fold, precision, CPU)
     x = torch.rand(1, 5, h, w)
@@ -187,11 +198,12 @@ def test_network_variants(backend, variant, frames, tail_skip, blocks):
 def test_sm90_kernels_give_the_networks_result(backend, monkeypatch):
     _, fold = networks(0)
     x = torch.rand(1, 5, 5, 18)
-    portable = backend.network(fold, "half", CPU)(x, (0, 5, 0, 18))
-    assert not backend.uses_sm90(CPU) and "portable" in backend.kernels(CPU)
-    monkeypatch.setenv("DBLR_FAST_SM90", "on")
-    assert backend.uses_sm90(CPU) and "sm_90a kernels" in backend.kernels(CPU)
     hopper = backend.network(fold, "half", CPU)(x, (0, 5, 0, 18))
+    assert backend.uses_sm90(CPU) and "sm_90a kernels" in backend.kernels(CPU)
+    monkeypatch.setenv("DBLR_FAST_SM90", "off")
+    assert not backend.uses_sm90(CPU) and "portable" in backend.kernels(CPU)
+    portable = backend.network(fold, "half", CPU)(x, (0, 5, 0, 18))
+    monkeypatch.delenv("DBLR_FAST_SM90")
     exact = backend.network(fold, "exact", CPU)(x, (0, 5, 0, 18)).double()
     assert_close_as_eager("sm_90a", hopper.half(), portable.half(), exact)
     backend.module.set_device(8, 0)

@@ -32,8 +32,8 @@ def _load():
     return _cuda, None
 
 
-def _switch(name: str) -> bool:
-    return os.environ.get(name, "").lower() in ("on", "1", "true", "yes")
+def _refused(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("off", "0", "false", "no")
 
 
 def _addresses(tensors):
@@ -117,7 +117,7 @@ class CudaBackend:
 
     def uses_sm90(self, device) -> bool:
         """Whether the kernels for compute capability 9.0 run where they can: see `kernels`."""
-        if not _switch("DBLR_FAST_SM90") or "90a" not in self.module.built_archs():
+        if _refused("DBLR_FAST_SM90") or "90a" not in self.module.built_archs():
             return False
         return self._capability(device) == (9, 0)
 
@@ -132,9 +132,9 @@ class CudaBackend:
             return "portable kernels (those for sm_90a run on compute capability 9.0 alone)"
         if "90a" not in self.module.built_archs():
             return "portable kernels (built without sm_90a: DBLR_FAST_CUDA_ARCHS)"
-        if _switch("DBLR_FAST_SM90"):
-            return "sm_90a kernels where they take a layer in 16 bits (DBLR_FAST_SM90=on), else portable ones"
-        return "portable kernels (DBLR_FAST_SM90=on chooses those for sm_90a)"
+        if _refused("DBLR_FAST_SM90"):
+            return "portable kernels (DBLR_FAST_SM90=off)"
+        return "sm_90a kernels where they take a layer in 16 bits, else portable ones (DBLR_FAST_SM90=off: those alone)"
 
     # ---- device, stream, memory ----
 

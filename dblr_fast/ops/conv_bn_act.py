@@ -36,8 +36,8 @@ def update_running(running_mean: Tensor, running_var: Tensor, mean: Tensor, var:
 
     mean, var are those of the convolution without its bias, which the running mean holds.
     """
-    running_mean.mul_(1 - momentum).add_(mean + bias, alpha=momentum)
-    running_var.mul_(1 - momentum).add_(var, alpha=momentum * (count / (count - 1)))
+    running_mean.lerp_((mean + bias).to(running_mean.dtype), momentum)
+    running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), momentum)
 
 
 def check_convolution(op, x, weight, vectors, training):

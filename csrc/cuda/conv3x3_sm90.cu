@@ -106,6 +106,9 @@ void deep(const Map& x, const PackedWeights90& weights, const Epilogue& e, Strea
   p.x = tensor_map(x, kChunk, sm90::kColumns + 2, 1);
   p.stored = e.y.data != nullptr;
   if (p.stored) p.y = tensor_map(e.y, kChunk, sm90::kColumns, 1);
+  p.masked = e.mask.data != nullptr;
+  if (p.masked) p.mask = tensor_map(e.mask, kChunk, sm90::kColumns, 1);
+  p.partial = e.sums == Sums::total ? e.partial : nullptr;
   const Index lines = weights.out * weights.in / kChunk * 9;
   p.weights = tensor_map({const_cast<void*>(weights.data), 1, 1, lines, kChunk, weights.kind}, kChunk, kChunk, 1);
   p.scale = e.scale;
@@ -150,13 +153,16 @@ PackedWeights90 pack_weights_sm90(const void* from, Kind from_kind, Index out, I
   return {to, out, in, kind};
 }
 
-// Residuals only where all in channels are one chunk, tap planes only without residuals; no mask, no sums, and a
-// source that is read as it is.
+// Residuals only where all in channels are one chunk, tap planes only without residuals; a mask, as it is and with or
+// without the sums of what it keeps, only where in channels are several chunks, of y alone; a source that is read as it
+// is.
 bool conv3x3_sm90_takes(const Source& source, Index out, const Epilogue& e) {
   const Map& x = source.x;
   const bool adds = e.add0.data || e.add1.data;
   if (x.kind == Kind::f32 || x.c < kChunk || x.c % kChunk || out < kChunk || out % kChunk) return false;
-  if (source.scale || source.shift || source.relu || e.mask.data || e.sums != Sums::none) return false;
+  if (source.scale || source.shift || source.relu || e.mask_scale || e.mask_shift) return false;
+  if (e.mask.data && (x.c == kChunk || e.taps || !e.y.data)) return false;
+  if (e.sums != Sums::none && (e.sums != Sums::total || !e.mask.data)) return false;
   if (adds && (x.c > kChunk || e.taps || !e.y.data)) return false;
   return (e.y.data || e.taps) && x.h < kMost && x.w < kMost && x.n * strips_of(x) * x.h < kMost;
 }
@@ -170,6 +176,8 @@ void conv3x3_sm90(const Source& source, const PackedWeights90& weights, const Ep
           "y must have the source's type and size, and the weights' channels.");
   require(!epilogue.add0.data || like(epilogue.add0, x, weights.out), "what is added must be like y.");
   require(!epilogue.add1.data || like(epilogue.add1, x, weights.out), "what is added must be like y.");
+  require(!epilogue.mask.data || like(epilogue.mask, x, weights.out), "the mask must be like y.");
+  require(epilogue.sums == Sums::none || epilogue.partial, "sums need their memory.");
   require(!epilogue.taps || epilogue.tap_weights, "tap planes need their weights.");
   if (x.pixels() == 0) return;
   if (x.c == kChunk && !epilogue.taps) {

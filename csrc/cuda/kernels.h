@@ -52,7 +52,8 @@ struct Source {
   bool relu = false;
 };
 
-// Sums over pixels that a convolution's epilogue leaves as partial sums, one row for each tile of 128 pixels.
+// Sums over pixels that a convolution's epilogue leaves as partial sums, one row for each tile of 128 pixels
+// (tiles_of; of conv3x3_sm90 conv3x3_sm90_tiles).
 enum class Sums {
   none,
   statistics,  // of the values before scale and shift: (mean, sum of squared deviations) over the tile's pixels
@@ -72,12 +73,13 @@ struct Epilogue {
   const float* mask_shift = nullptr;
   Map y;  // may be null when taps is given
   Sums sums = Sums::none;
-  float* partial = nullptr;  // conv_partial_floats(y or source, out) floats
+  float* partial = nullptr;  // conv_partial_floats(y or source, out) floats, or 2 * out a tile of conv3x3_sm90
   Map norm_z;                // Sums::normalised
   const float* norm_scale = nullptr;
   const float* norm_shift = nullptr;
   // L35 folded in: nine planes a chunk of 64 channels, taps[chunk][tap][n][h][w] = sum over the chunk's channels of
-  // y * tap_weights[tap][channel] (float32, (9, out)), before any rounding of y to the map's type.
+  // y * tap_weights[tap][channel] (float32, (9, out)). conv3x3 takes both before any rounding; conv3x3_sm90 rounds both
+  // to the map's type first, as L35 alone would read them. Sums are float32.
   const float* tap_weights = nullptr;
   float* taps = nullptr;
 };
@@ -182,7 +184,9 @@ struct PackedWeights90 {
 };
 PackedWeights90 pack_weights_sm90(const void* from, Kind from_kind, Index out, Index in, Kind kind, void* to,
                                   Stream stream);
-// Whether conv3x3_sm90 takes these shapes and this epilogue (in and out multiples of 64, 16-bit maps; no sums).
+// Tiles of a row of 128 columns; partial sums lie as [tile][2][out], tiles in the order n, strip of columns, y.
+inline Index conv3x3_sm90_tiles(Index n, Index h, Index w) { return n * h * ((w + 127) / 128); }
+// Whether conv3x3_sm90 takes these shapes and this epilogue (in and out multiples of 64, 16-bit maps).
 bool conv3x3_sm90_takes(const Source& source, Index out, const Epilogue& epilogue);
 void conv3x3_sm90(const Source& source, const PackedWeights90& weights, const Epilogue& epilogue, Stream stream);
 

@@ -48,8 +48,11 @@ Epilogue epilogue_of(const py::dict& given) {
   e.add0 = map_of(item<Given>(given, "add0"));
   e.add1 = map_of(item<Given>(given, "add1"));
   e.mask = map_of(item<Given>(given, "mask"));
+  e.mask_scale = floats(item<Address>(given, "mask_scale"));
+  e.mask_shift = floats(item<Address>(given, "mask_shift"));
   e.y = map_of(item<Given>(given, "y"));
   if (item<bool>(given, "sums")) e.sums = Sums::total;
+  e.partial = floats(item<Address>(given, "partial"));
   e.tap_weights = floats(item<Address>(given, "tap_weights"));
   e.taps = floats(item<Address>(given, "taps"));
   return e;
@@ -59,6 +62,7 @@ Epilogue epilogue_of(const py::dict& given) {
 
 void bind_sm90(py::module_& m) {
   m.def("conv3x3_sm90_bytes", &conv3x3_sm90_bytes);
+  m.def("conv3x3_sm90_tiles", &conv3x3_sm90_tiles);
   m.def("pack_weights_sm90", [](Address from, const std::string& from_kind, Index out, Index in,
                                 const std::string& kind, Address to) {
     pack_weights_sm90(reinterpret_cast<void*>(from), kind_of(from_kind), out, in, kind_of(kind),

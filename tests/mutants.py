@@ -34,7 +34,6 @@ ADDED = "test_cuda_sm90.py::test_epilogue", "f16 and not bf16"
 WIDE = "test_cuda_sm90.py::test_clusters", "f16 and not bf16"
 DEEP = "test_cuda_sm90.py::test_deep_with_taps", "f16 and not bf16"
 MASK = "test_cuda_sm90.py::test_deep_mask_and_sums", "f16 and not bf16"
-MASKS = "test_cuda_sm90.py::test_deep_mask_of_many_tiles", ""
 
 
 @dataclass
@@ -147,8 +146,9 @@ MUTANTS = [
            "to[word] = tap < 9", "tap < 9", "tap < 8", DEEP),
     Mutant("deep: another bit in the swizzle of tap planes' pixels", "conv3x3_sm90_deep.cuh",
            "(lane / 16 ^ lane % 8) * 16", "lane / 16 ^ lane % 8", "lane / 16 ^ lane % 8 ^ 1", DEEP),
-    Mutant("deep: no wait for the lower row's mask", "conv3x3_sm90_deep.cuh", "barrier_wait(masks + 8 * me, 0);",
-           "barrier_wait(masks + 8 * me, 0);", "", MASKS),
+    # Nine taps and more lie between the lower row's mask and the wait for it, in which every copy lands here.
+    Mutant("deep: the lower row takes the upper's mask", "conv3x3_sm90_deep.cuh", "fetch_mask(y + 1);", "y + 1", "y",
+           MASK),
     Mutant("deep: no wait for the upper row's mask", "conv3x3_sm90_deep.cuh", "barrier_wait(masks + 8 * me, 1);",
            "barrier_wait(masks + 8 * me, 1);", "", MASK),
     Mutant("deep: the upper row's mask overwrites the lower's", "conv3x3_sm90_deep.cuh",

@@ -33,6 +33,7 @@ ROWS = "test_cuda_sm90.py::test_long_walk", "f16 and not bf16"
 ADDED = "test_cuda_sm90.py::test_epilogue", "f16 and not bf16"
 WIDE = "test_cuda_sm90.py::test_clusters", "f16 and not bf16"
 DEEP = "test_cuda_sm90.py::test_deep_with_taps", "f16 and not bf16"
+MASK = "test_cuda_sm90.py::test_deep_mask_and_sums", "f16 and not bf16"
 
 
 @dataclass
@@ -133,10 +134,27 @@ MUTANTS = [
     Mutant("deep: no arrival for warpgroup 2's turn", "conv3x3_sm90_deep.cuh", "barrier_arrive(turn);",
            "barrier_arrive(turn);",
            "", DEEP),
-    Mutant("deep: no barrier before tap sums are added", "conv3x3_sm90_deep.cuh",
-           "sync_some(id, 128);\n  const int x", "sync_some(id, 128);", "", DEEP),
-    Mutant("deep: no barrier after tap sums are added", "conv3x3_sm90_deep.cuh", "sync_some(id, 128);  // the scratch",
-           "sync_some(id, 128);", "", DEEP),
+    Mutant("deep: no barrier before tap planes are contracted", "conv3x3_sm90_deep.cuh",
+           "sync_some(1 + me, 128);  // all is staged", "sync_some(1 + me, 128);", "", DEEP),
+    Mutant("deep: no barrier after tap planes are contracted", "conv3x3_sm90_deep.cuh",
+           "sync_some(1 + me, 128);  // the tile is free", "sync_some(1 + me, 128);", "", DEEP),
+    Mutant("deep: no fence before results leave", "conv3x3_sm90_deep.cuh", "fence_proxy_async();",
+           "fence_proxy_async();", "", DEEP),
+    Mutant("deep: results overwritten before they have left", "conv3x3_sm90_deep.cuh", "store_wait_read<0>();",
+           "store_wait_read<0>();", "", DEEP),
+    Mutant("deep: the last tap left out", "conv3x3_sm90_deep.cuh",
+           "to[word] = tap < 9", "tap < 9", "tap < 8", DEEP),
+    Mutant("deep: another bit in the swizzle of tap planes' pixels", "conv3x3_sm90_deep.cuh",
+           "(lane / 16 ^ lane % 8) * 16", "lane / 16 ^ lane % 8", "lane / 16 ^ lane % 8 ^ 1", DEEP),
+    # Nine taps and more lie between the lower row's mask and the wait for it, in which every copy lands here.
+    Mutant("deep: the lower row takes the upper's mask", "conv3x3_sm90_deep.cuh", "fetch_mask(y + 1);", "y + 1", "y",
+           MASK),
+    Mutant("deep: no wait for the upper row's mask", "conv3x3_sm90_deep.cuh", "barrier_wait(masks + 8 * me, 1);",
+           "barrier_wait(masks + 8 * me, 1);", "", MASK),
+    Mutant("deep: the upper row's mask overwrites the lower's", "conv3x3_sm90_deep.cuh",
+           "sync_some(1 + me, 128);  // the lower row's mask is read", "sync_some(1 + me, 128);", "", MASK),
+    Mutant("deep: sums of rows below the picture", "conv3x3_sm90_deep.cuh", "lane % 4 == 0 && row < p.h", "row < p.h",
+           "row <= p.h", MASK),
     Mutant("deep: no wait for products", "conv3x3_sm90_deep.cuh", "products_wait<0>();", "products_wait<0>();", "",
            DEEP),
     Mutant("cluster: arrivals at the wrong block", "conv3x3_sm90_ring.cuh",
@@ -154,7 +172,7 @@ MUTANTS = [
     Mutant("cluster: a block leaves while others need it", "conv3x3_sm90_deep.cuh",
            "sync_blocks<cluster>();  // none leaves", "sync_blocks<cluster>();", "", DEEP),
     Mutant("cluster: blocks start before barriers are made", "conv3x3_sm90_deep.cuh",
-           "sync_blocks<cluster>();\n  const int chunk",
+           "sync_blocks<cluster>();\n\n  if (warp < 4)",
            "sync_blocks<cluster>();", "", DEEP),
 ]
 

@@ -1,7 +1,8 @@
 """The convolutions for Hopper (wgmma, tensor copies, clusters), run by the emulator and judged against float64.
 
 Eager torch is what an ideal GPU computes from the same 16-bit inputs: float32 sums, the result of each step rounded to
-float32, the last to the maps' type. Every output lies between sentinels and holds NaN before.
+float32, the last to the maps' type; tap planes are products of that last result and of tap weights rounded alike. Every
+output lies between sentinels and holds NaN before.
 """
 
 from zlib import crc32
@@ -77,23 +78,26 @@ def pack(memory, weight, kind, adjoint=False):
 class Problem:
     """A convolution's inputs, drawn from the case's name."""
 
-    def __init__(self, kind, shape, inner=64, out=64, adds=0, relu=False, affine=True, taps=False, stored=True):
+    def __init__(self, kind, shape, inner=64, out=64, adds=0, relu=False, affine=True, taps=False, stored=True,
+                 mask=False, sums=False):
         n, h, w = shape
         g = torch.Generator().manual_seed(crc32(repr((kind, shape, inner, out, adds, relu, affine, taps)).encode()))
 
         def draw(*size):
             return torch.randn(*size, generator=g)
 
-        self.kind, self.shape, self.relu, self.stored = kind, shape, relu, stored
+        self.kind, self.shape, self.relu, self.stored, self.sums = kind, shape, relu, stored, sums
         self.x = draw(n, inner, h, w).to(TYPES[kind])
         self.weight = draw(out, inner, 3, 3) / (3 * inner ** 0.5)
         self.scale = draw(out) if affine else None
         self.shift = draw(out) if affine else None
         self.adds = [draw(n, out, h, w).to(TYPES[kind]) for _ in range(adds)]
         self.tap_weights = draw(9, out) / out ** 0.5 if taps else None
+        self.mask = draw(n, out, h, w).relu().to(TYPES[kind]) if mask else None
 
     def expected(self, dtype):
-        """(y, tap planes) with sums in `dtype`, before y is rounded to the maps' type."""
+        """(y, tap planes, sums by strip, row and channel) with sums in `dtype`: exact where that is float64, else with
+        y and tap weights rounded to the maps' type."""
         weight = self.weight.to(TYPES[self.kind]).to(dtype)
         y = F.conv2d(self.x.to(dtype), weight, padding=1)
         if self.scale is not None:
@@ -102,11 +106,19 @@ class Problem:
             y = y.relu()
         for add in self.adds:
             y = y + add.to(dtype)
-        if self.tap_weights is None:
-            return y, None
+        if self.mask is not None:
+            y = torch.where(self.mask > 0, y, 0)
+        rounded = torch.float64 if dtype == torch.float64 else TYPES[self.kind]
+        y = y.to(rounded)
         n, out, h, w = y.shape
-        parts = y.view(n, out // 64, 64, h, w)
-        return y, torch.einsum("ncihw,tci->ctnhw", parts, self.tap_weights.to(dtype).view(9, -1, 64))
+        taps = sums = None
+        if self.tap_weights is not None:
+            parts, weights = y.to(dtype).view(n, out // 64, 64, h, w), self.tap_weights.to(rounded).to(dtype)
+            taps = torch.einsum("ncihw,tci->ctnhw", parts, weights.view(9, -1, 64))
+        if self.sums:
+            rows = [strip.to(dtype).sum(3) for strip in y.split(128, 3)]
+            sums = torch.stack(rows, 1).transpose(2, 3).flatten(0, 2)
+        return y, taps, sums
 
     def run(self, swapped_adds=False):
         m = Memory()
@@ -120,6 +132,13 @@ class Problem:
             epilogue["y"] = (y.data_ptr(), n, h, w, out, self.kind)
         if taps is not None:
             epilogue["taps"] = taps.data_ptr()
+        sums = None
+        if self.sums:
+            sums = m.out((n * h * -(-w // 128), 2, out))
+            sums[:, 1] = 0  # the second row is not written
+            epilogue.update(sums="total", partial=sums.data_ptr())
+        if self.mask is not None:
+            epilogue["mask"] = m.map(self.mask, self.kind)
         names = ("add1", "add0") if swapped_adds else ("add0", "add1")
         for name, add in zip(names, self.adds):
             epilogue[name] = m.map(add, self.kind)
@@ -127,17 +146,19 @@ class Problem:
         assert K.conv3x3_sm90_takes(source, out, epilogue)
         K.conv3x3_sm90(source, pack(m, self.weight, self.kind), epilogue)
         m.check()
-        return y, taps
+        return [t for t in (y, taps, sums) if t is not None]
 
     def check(self, **how):
-        y, taps = self.run(**how)
-        exact, exact_taps = self.expected(torch.float64)
-        eager, eager_taps = self.expected(torch.float32)
-        if y is not None:
-            assert_close_as_eager("y", y.permute(0, 3, 1, 2), eager.to(TYPES[self.kind]), exact)
-        if taps is not None:
-            assert_close_as_eager("taps", taps, eager_taps, exact_taps)
-        return y, taps
+        results = self.run(**how)
+        ours = iter(results)
+        eager, exact = self.expected(torch.float32), self.expected(torch.float64)
+        if self.stored:
+            assert_close_as_eager("y", next(ours).permute(0, 3, 1, 2), eager[0], exact[0])
+        if self.tap_weights is not None:
+            assert_close_as_eager("taps", next(ours), eager[1], exact[1])
+        if self.sums:
+            assert_close_as_eager("sums", next(ours)[:, 0], eager[2], exact[2])
+        return results
 
 
 class TrainingProblem(Problem):
@@ -147,7 +168,7 @@ class TrainingProblem(Problem):
         super().__init__(kind, shape, out=out, affine=False)
         g = torch.Generator().manual_seed(crc32(repr((kind, shape, sums, mask, out)).encode()))
         n, h, w = shape
-        self.sums, self.mask = sums, mask
+        self.wanted, self.masking = sums, mask
         self.z = torch.randn(n, out, h, w, generator=g).to(TYPES[kind]) if mask else None
         if mask == "plain":
             self.z = self.z.relu()  # half of it is exactly zero
@@ -155,11 +176,12 @@ class TrainingProblem(Problem):
                         1 + 0.2 * torch.randn(out, generator=g), 3 * torch.randn(out, generator=g)]
 
     def masked(self, y):
-        if not self.mask:
+        if not self.masking:
             return y
-        z = self.z.to(y.dtype)
-        if self.mask == "normalised":
-            scale, shift = (v.to(y.dtype)[:, None, None] for v in self.vectors[:2])
+        compute = torch.promote_types(y.dtype, torch.float32)
+        z = self.z.to(compute)
+        if self.masking == "normalised":
+            scale, shift = (v.to(compute)[:, None, None] for v in self.vectors[:2])
             z = z * scale + shift
         return torch.where(z > 0, y, 0)
 
@@ -168,14 +190,14 @@ class TrainingProblem(Problem):
         n, h, w = self.shape
         out = self.weight.shape[0]
         y = m.out((n, h, w, out), TYPES[self.kind])
-        epilogue = {"y": (y.data_ptr(), n, h, w, out, self.kind), "sums": self.sums}
-        if self.mask:
+        epilogue = {"y": (y.data_ptr(), n, h, w, out, self.kind), "sums": self.wanted}
+        if self.masking:
             epilogue["mask"] = epilogue["norm_z"] = m.map(self.z, self.kind)
             for name, vector in zip(("mask_scale", "mask_shift", "norm_scale", "norm_shift"), self.vectors):
-                if name.startswith("norm") or self.mask == "normalised":
+                if name.startswith("norm") or self.masking == "normalised":
                     epilogue[name] = m.put(vector)
-        partial = m.out((n * h * -(-w // 128), 2, out)) if self.sums else None
-        if self.sums:
+        partial = m.out((n * h * -(-w // 128), 2, out)) if self.wanted else None
+        if self.wanted:
             epilogue["partial"] = partial.data_ptr()
         source = {"x": m.map(self.x, self.kind)}
         assert K.conv3x3_sm90_takes(source, out, epilogue)
@@ -189,11 +211,11 @@ class TrainingProblem(Problem):
         out = self.weight.shape[0]
         exact, eager = (self.masked(self.expected(t)[0]) for t in (torch.float64, torch.float32))
         assert_close_as_eager("y", y.permute(0, 3, 1, 2), eager.to(TYPES[self.kind]), exact)
-        if not self.sums:
+        if not self.wanted:
             return
         m = Memory()
         first, second = m.out((out,)), m.out((out,))
-        if self.sums == "statistics":
+        if self.wanted == "statistics":
             K.merge_statistics(partial.data_ptr(), n, h, w, out, first.data_ptr(), second.data_ptr(), by_rows=True)
             m.check()
             stored = eager.to(TYPES[self.kind])  # eager's batch norm reads what the convolution stored
@@ -212,7 +234,7 @@ class TrainingProblem(Problem):
             if dtype == torch.float64:
                 exact_sums = results
         assert_close_as_eager("sum", first, results[0], exact_sums[0], scale=scale)
-        if self.sums == "normalised":
+        if self.wanted == "normalised":
             assert_close_as_eager("sum of products", second, results[1], exact_sums[1], scale=scale)
 
 
@@ -305,14 +327,38 @@ def test_deep_long_walk():
         Problem("f16", (1, 17, 131), inner=64, out=out, taps=True, relu=True).check()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", ((1, 1, 1), (2, 5, 7)))
+def test_deep_mask_and_sums(kind, shape):
+    """As the data gradient of a ReLU's output asks; rows of the last tile lie below the picture."""
+    Problem(kind, shape, inner=256, out=256, affine=False, mask=True, sums=True).check()
+
+
+def test_deep_mask_of_many_tiles():
+    """Several tiles a block, a strip that ends in the middle of a tile's columns; the mask alone."""
+    K.set_device(multiprocessors=1)
+    Problem("f16", (1, 13, 131), inner=128, out=64, affine=False, mask=True, sums=True).check()
+    Problem("bf16", (2, 6, 9), inner=128, out=64, relu=True, mask=True).check()
+
+
+def test_deep_infinity_passes_only_where_the_mask_keeps():
+    problem = Problem("f16", (1, 5, 6), inner=128, out=64, affine=False, mask=True)
+    problem.x[0, 5, 2, 3] = float("inf")
+    problem.mask[0, 7, 2, 2] = float("nan")
+    y = problem.run()[0].permute(0, 3, 1, 2)
+    expected = problem.expected(torch.float32)[0]
+    assert expected.isinf().any() and torch.equal(y.isinf(), expected.isinf()) and not y[0, 7, 2, 2].isinf()
+
+
 def test_same_bits_whatever_the_order_of_threads():
     small = Problem("bf16", (2, 7, 9), adds=2, relu=True)
     deep = Problem("f16", (1, 5, 9), inner=64, out=128, taps=True)
-    first = [*small.run(), *deep.run()]
+    masked = Problem("bf16", (1, 5, 9), inner=128, out=64, mask=True, sums=True)
+    first = [*small.run(), *deep.run(), *masked.run()]
     for seed in (1, 2, 3):
         K.set_seed(seed)
-        again = [*small.run(), *deep.run()]
-        assert all(a is b or torch.equal(a, b) for a, b in zip(first, again))
+        again = [*small.run(), *deep.run(), *masked.run()]
+        assert all(torch.equal(a, b) for a, b in zip(first, again))
 
 
 TRAINING = (("statistics", None), ("normalised", "normalised"), ("total", "plain"), ("", "normalised"))
@@ -377,6 +423,11 @@ def test_takes():
     assert not takes(sums="total") and not takes(mask=residual, sums="statistics")
     assert not takes(mask=residual, norm_z=(128, *residual[1:]), sums="normalised")
     assert not takes(mask=residual, add0=residual) and not takes(sums="statistics", scale=64)
+    assert takes(x=128, mask=residual) and takes(x=128, mask=residual, sums="total")
+    assert not takes(x=128, sums="total") and not takes(x=128, sums="statistics")
+    assert not takes(x=128, mask=residual, norm_z=residual, sums="normalised")
+    assert not takes(x=128, mask=residual, mask_scale=64, mask_shift=64)
+    assert not takes(x=128, mask=residual, y=None, taps=64, tap_weights=64)
     assert not takes(x=256, out=64, add0=residual) and not takes(add0=residual, taps=64, tap_weights=64)
     assert not takes(y=None) and not takes(add0=residual, y=None)
 
@@ -397,6 +448,12 @@ def test_refusals():
             K.conv3x3_sm90(source, weights, {"y": (y.data_ptr(), 1, h, 3, 64, kind)})
     with pytest.raises(ValueError, match="weights' type"):
         K.conv3x3_sm90(source, (*weights[:3], "bf16"), {"y": (y.data_ptr(), 1, 2, 3, 64, "f16")})
+    deep_source, deep_weights = {"x": (64, 1, 2, 3, 128, "f16")}, (64, 64, 128, "f16")
+    masked = {"y": (y.data_ptr(), 1, 2, 3, 64, "f16"), "mask": (64, 1, 2, 3, 64, "f16"), "sums": True}
+    with pytest.raises(ValueError, match="sums need"):
+        K.conv3x3_sm90(deep_source, deep_weights, masked)
+    with pytest.raises(ValueError, match="mask must"):
+        K.conv3x3_sm90(deep_source, deep_weights, {**masked, "mask": (64, 1, 3, 3, 64, "f16"), "partial": 64})
     with pytest.raises(ValueError, match="takes"):
         K.conv3x3_sm90(source, weights, {})
     with pytest.raises(ValueError, match="multiples of 64"):

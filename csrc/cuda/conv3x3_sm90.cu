@@ -122,6 +122,9 @@ void deep(const Map& x, const PackedWeights90& weights, const Epilogue& e, Strea
   p.x = tensor_map(x, kChunk, sm90::kColumns + 2, 1);
   p.stored = e.y.data != nullptr;
   if (p.stored) p.y = tensor_map(e.y, kChunk, sm90::kColumns, 1);
+  p.masked = e.mask.data != nullptr;
+  if (p.masked) p.mask = tensor_map(e.mask, kChunk, sm90::kColumns, 1);
+  p.partial = e.sums == Sums::total ? e.partial : nullptr;
   const Index lines = weights.out * weights.in / kChunk * 9;
   p.weights = tensor_map({const_cast<void*>(weights.data), 1, 1, lines, kChunk, weights.kind}, kChunk, kChunk, 1);
   p.scale = e.scale;
@@ -168,17 +171,22 @@ PackedWeights90 pack_weights_sm90(const void* from, Kind from_kind, Index out, I
   return {to, out, in, kind};
 }
 
-// Residuals, a mask and sums only where all in channels are one chunk; tap planes only without them. Sums of what is
-// stored only with a mask, which is what they are normalised by. A source that is read as it is.
+// A source that is read as it is. Residuals only where all in channels are one chunk, tap planes only without them. For
+// training, without either: of one chunk statistics, or a mask, normalised or not, with the sums of what it keeps; of
+// several a mask as it is, with their total or without.
 bool conv3x3_sm90_takes(const Source& source, Index out, const Epilogue& e) {
   const Map& x = source.x;
   const bool adds = e.add0.data || e.add1.data, training = e.mask.data || e.sums != Sums::none;
   if (x.kind == Kind::f32 || x.c < kChunk || x.c % kChunk || out < kChunk || out % kChunk) return false;
+  const bool deep = x.c > kChunk;
   if (source.scale || source.shift || source.relu) return false;
-  if ((adds || training) && (x.c > kChunk || e.taps || !e.y.data)) return false;
-  if (training && (adds || e.scale || e.shift || e.relu)) return false;
-  if (e.mask.data ? e.sums == Sums::statistics : e.sums == Sums::total || e.sums == Sums::normalised) return false;
+  if ((adds || training) && (e.taps || !e.y.data)) return false;
+  if (adds && (deep || training)) return false;
+  if (!e.mask.data && e.sums != Sums::none && (deep || e.sums != Sums::statistics)) return false;
+  if (e.mask.data && e.sums == Sums::statistics) return false;
   if (e.sums == Sums::normalised && e.norm_z.data != e.mask.data) return false;
+  if (deep && (e.mask_scale || e.mask_shift || e.sums == Sums::normalised)) return false;
+  if (!deep && training && (e.scale || e.shift || e.relu)) return false;
   return (e.y.data || e.taps) && x.h < kMost && x.w < kMost && x.n * strips_of(x) * x.h < kMost;
 }
 

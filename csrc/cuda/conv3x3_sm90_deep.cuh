@@ -6,12 +6,21 @@
 // fragments of A: three sets of 16 registers, so that one is loaded while the products of two are under way.
 // Warpgroup 0 fetches: its warp 0 pixels, its warp 1 weights. Warpgroup 2 starts kLead taps after warpgroup 1, so that
 // one's epilogue runs beside the other's products. Blocks of a cluster share pixels and differ in out channels.
+// The tap planes of L35 are products too (mma.sync): pixels x channels as the row lies staged for its store, rounded to
+// the map's type, times channels x taps. So they see what L35 alone would read.
 //
 // Clocks of an SM for a pixel and 64 out channels (counted): products 72 (64 x 2304 / 2048); shared memory: B 36,
 // fragments 4.5, arrivals 8: 48. Bytes an SM draws from L2 in a clock: weights 8 (295 KB for 512 pixels, 36864 clocks),
 // pixels 10.8 alone, 5.4 in a cluster of 2: 13.4, and 132 SMs together 1770 of the L2's about 3000.
-// At 1280x720, 256 -> 256, on an H200: floor 1376 us; shares of 54 or 55 tiles lose 1 %: 1.5-1.7 ms predicted.
-// Tap planes: 576 multiply-adds and 252 shuffles a thread and row, 15 % of the issue slots, hidden by the lead.
+// At 1280x720, 256 -> 256, on an H200: floor 1376 us; shares of 54 or 55 tiles lose 1 %: 1.42-1.5 ms predicted.
+// Epilogue of a warpgroup's two rows: 800 instructions a thread with tap planes (a warp each scheduler, so as many
+// clocks), and about 600 clocks of waiting for barriers, ldmatrix and mma.sync: 1400. A warpgroup alone takes 512 for a
+// tap, so that a lead of 4 taps (2048) hides it, even if mma.sync has to wait for the other's products.
+// Weights' ring: the stage that warpgroup 2 frees is wanted by warpgroup 1 kStages - kLead = 3 taps later, 3072 clocks
+// for a copy's about 1000. Measured with one tap between them, and tap planes by multiply-adds and shuffles (7000 to
+// 8000 clocks a tile): 60300 clocks a tile instead of 36864, 1.87 ms for L34 and L35 in float16 at 1280x720.
+// Mask and sums (training): the lower row's mask arrives during the products and stays as bits in two registers, the
+// upper's takes its place. 128 bytes more a pixel and 64 channels; 500 instructions more, of which the lead hides most.
 #pragma once
 
 #include "conv3x3_sm90_ring.cuh"
@@ -20,7 +29,7 @@ namespace dblr {
 namespace sm90 {
 
 struct DeepParams {
-  TensorMap x, y, weights;  // weights as a map of 128-byte rows, 64 of them a tap and pair of chunks
+  TensorMap x, y, mask, weights;  // weights as a map of 128-byte rows, 64 of them a tap and pair of chunks
   const float *scale, *shift;
   const float* tap_weights;  // (9, out), null: no tap planes
   float* taps;
@@ -28,72 +37,82 @@ struct DeepParams {
   int h, w;
   int height, strips, units;  // groups of four rows: of a picture; strips of 128 columns; groups of all strips
   int chunks, chunks_in;
-  bool relu, stored;  // stored: y is wanted
+  float* partial;  // [row of a strip][2][out], null: no sums
+  bool relu, stored, masked;  // stored: y is wanted
 };
 
 constexpr int kRowsOfTile = 4;
-constexpr int kStages = 6, kLead = 5;  // of the weights' ring: taps, and by how many warpgroup 1 leads
+constexpr int kStages = 7, kLead = 4;  // of the weights' ring: taps, and by how many warpgroup 1 leads
 constexpr int kStageBytes = 64 * 128;
-constexpr int kScratchBytes = 4 * 9 * kColumns * 4;  // partial tap sums of four warps; a tile of results fits too
 constexpr int kDeepWeights = kRing * kRowPitch;
-constexpr int kDeepScratch = kDeepWeights + kStages * kStageBytes;
-constexpr int kDeepBarriers = kDeepScratch + 2 * kScratchBytes;
-constexpr int kDeepSharedBytes = kDeepBarriers + 256;
-static_assert(kScratchBytes >= kTileBytes && kScratchBytes % 1024 == 0, "tiles are swizzled");
-static_assert(kLead < kStages, "warpgroup 1 must reach its lead alone");
+constexpr int kDeepTiles = kDeepWeights + kStages * kStageBytes;  // a row of results of each multiplying warpgroup
+constexpr int kDeepTaps = kDeepTiles + 2 * kTileBytes;            // tap weights as fragments of B
+constexpr int kDeepBarriers = kDeepTaps + 64 * 16 * 2;
+constexpr int kDeepSharedBytes = kDeepBarriers + 8 * (2 * kRing + 2 * kStages + 1 + 2);
+static_assert(kDeepTiles % 1024 == 0, "tiles are swizzled");
+static_assert(kLead < kStages && kLead <= 9, "warpgroup 1 must reach its lead alone, within the first chunk");
+static_assert(kDeepSharedBytes <= 227 * 1024, "more than a block may have");
 
-// Sums of eight lanes that differ in bits 2 to 4, for eight values at once: each lane returns the one whose index its
-// bits spell (bit 4 the highest). Seven shuffles, always in the same order.
-__device__ __forceinline__ float sum_over_rows(const float (&v)[8], int lane) {
-  float four[4], two[2];
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    const float keep = lane & 16 ? v[i + 4] : v[i], give = lane & 16 ? v[i] : v[i + 4];
-    four[i] = keep + shuffle_xor(give, 16);
-  }
-#pragma unroll
-  for (int i = 0; i < 2; i++) {
-    const float keep = lane & 8 ? four[i + 2] : four[i], give = lane & 8 ? four[i] : four[i + 2];
-    two[i] = keep + shuffle_xor(give, 8);
-  }
-  const float keep = lane & 4 ? two[1] : two[0], give = lane & 4 ? two[0] : two[1];
-  return keep + shuffle_xor(give, 4);
+__device__ __forceinline__ Walk walk_of(const DeepParams& p) {
+  return share_of(p.units, p.height, p.strips, blockIdx.x / p.chunks, gridDim.x / p.chunks);
 }
 
-// The nine tap planes of one row: sums over the 64 channels of `values` (results, laid out as the products').
-// scratch: [warp][tap][pixel] of this warpgroup, whose barrier is `id`.
-__device__ __forceinline__ void contract_taps(const float (&values)[64], const DeepParams& p, int chunk, int n, int y,
-                                              int x0, float* scratch, int id, int warp, int lane) {
-  const int channel = chunk * 64 + warp * 16 + lane / 4, out = p.chunks * 64;
-  // The pixel of each 32 whose sums end in this lane.
-  const int pixel = (lane / 8 * 8) + 2 * (lane % 4) + lane / 4 % 2;
+// The tap weights of this block's channels, rounded: word ((k * 32 + lane) * 2 + half) * 2 + i holds what mma_16x8x16
+// wants of that lane in b0 or b1 (i), of channels 16 k to + 15 and taps 8 half to + 7; those from 9 on are zero. By all
+// threads.
+template <class E>
+__device__ __forceinline__ void stage_tap_weights(const DeepParams& p, int chunk, std::uint32_t* to) {
+  for (int word = threadIdx.x; word < 4 * 32 * 4; word += 384) {
+    const int lane = word / 4 % 32, tap = word / 2 % 2 * 8 + lane / 4;
+    const int channel = word / 128 * 16 + word % 2 * 8 + lane % 4 * 2;
+    const float* const from = p.tap_weights + tap * p.chunks * 64 + chunk * 64 + channel;
+    to[word] = tap < 9 ? pack<E>(from[0], from[1]) : 0;
+  }
+}
+
+// The nine tap planes of one row, from its 128 pixels x 64 channels in `tile`: 32 pixels a warp.
+template <class E>
+__device__ __forceinline__ void contract_taps(SharedAddress tile, const Vector16* weights, const DeepParams& p,
+                                              int chunk, int n, int y, int x0, int warp, int lane) {
+  if (y >= p.h) return;
+  // This lane's row of four 8x8 matrices: pixels 0 to 15 of the warp's, channels 0 to 15; 32 k turns over bits of its
+  // vector, which lies swizzled.
+  const SharedAddress pixels = tile + (warp * 32 + lane % 16) * kPixel + (lane / 16 ^ lane % 8) * 16;
+  float sums[2][2][4] = {};
 #pragma unroll
-  for (int tap = 0; tap < 9; tap++) {
-    const float w0 = p.tap_weights[tap * out + channel], w1 = p.tap_weights[tap * out + channel + 8];
+  for (int k = 0; k < 4; k++) {
+    const Vector16 b = weights[k * 32 + lane];
 #pragma unroll
-    for (int q = 0; q < 4; q++) {
-      float v[8];
-#pragma unroll
-      for (int i = 0; i < 8; i++) {
-        const int at = 16 * q + i / 2 * 4 + i % 2;
-        v[i] = fmaf(values[at], w0, values[at + 2] * w1);
-      }
-      scratch[(warp * 9 + tap) * kColumns + q * 32 + pixel] = sum_over_rows(v, lane);
+    for (int m = 0; m < 2; m++) {
+      std::uint32_t a[4];
+      load_matrices(a, (pixels ^ k * 32) + m * 16 * kPixel);
+      mma_16x8x16<E>(sums[m][0], a, b.word[0], b.word[1]);
+      mma_16x8x16<E>(sums[m][1], a, b.word[2], b.word[3]);
     }
   }
-  sync_some(id, 128);
-  const int x = x0 + warp * 32 + lane;
+  const int x = x0 + warp * 32 + lane / 4, tap = lane % 4 * 2;
+  float* const even = p.taps + (chunk * 9 + tap) * p.plane + (static_cast<std::int64_t>(n) * p.h + y) * p.w + x;
+  float *const odd = even + p.plane, *const last = even + 8 * p.plane;
 #pragma unroll
-  for (int tap = 0; tap < 9; tap++) {
-    const float* from = scratch + tap * kColumns + warp * 32 + lane;
-    float sum = from[0];
-#pragma unroll
-    for (int i = 1; i < 4; i++) sum += from[i * 9 * kColumns];
-    if (x < p.w && y < p.h) {
-      p.taps[(chunk * 9 + tap) * p.plane + (static_cast<std::int64_t>(n) * p.h + y) * p.w + x] = sum;
+  for (int i = 0; i < 4; i++) {
+    if (x + 8 * i < p.w) {
+      even[8 * i] = sums[i / 2][0][i % 2 * 2];
+      odd[8 * i] = sums[i / 2][0][i % 2 * 2 + 1];
+      if (tap == 0) last[8 * i] = sums[i / 2][1][i % 2 * 2];
     }
   }
-  sync_some(id, 128);  // the scratch is free again
+}
+
+// Which of a thread's 64 values of a row are kept by the mask staged at `at`: a bit each.
+template <class E> __device__ __forceinline__ void kept_of(SharedAddress at, std::uint32_t (&kept)[2]) {
+  kept[0] = kept[1] = 0;
+#pragma unroll
+  for (int j = 0; j < 16; j += 2) {
+    float v[8] = {};
+    add_staged<E>(v, at + j * 1024);
+#pragma unroll
+    for (int i = 0; i < 8; i++) kept[j / 8] |= static_cast<std::uint32_t>(v[i] > 0.0f) << (j % 8 * 4 + i);
+  }
 }
 
 // registers: 168, spills: 0 (sm_90a; at launch, then 40 for those that fetch and 232 for those that multiply)
@@ -105,6 +124,7 @@ __global__ void __launch_bounds__(384, 1) conv3x3_sm90_deep_kernel(const __grid_
   const SharedAddress barriers = shared + kDeepBarriers;
   const Ring<cluster> ring{shared, barriers, barriers + 8 * kRing};
   const SharedAddress full = barriers + 16 * kRing, empty = full + 8 * kStages, turn = empty + 8 * kStages;
+  const SharedAddress masks = turn + 8;  // one for each multiplying warpgroup
   const int warp = shuffle(threadIdx.x / 32, 0), lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {
     ring.init();
@@ -113,16 +133,18 @@ __global__ void __launch_bounds__(384, 1) conv3x3_sm90_deep_kernel(const __grid_
       barrier_init(empty + 8 * i, kWarps);
     }
     barrier_init(turn, 4);
+    for (int i = 0; i < 2; i++) barrier_init(masks + 8 * i, 1);
     fence_barrier_init();
   }
-  sync_blocks<cluster>();
   const int chunk = blockIdx.x % p.chunks;
-  Walk walk = share_of(p.units, p.height, p.strips, blockIdx.x / p.chunks, gridDim.x / p.chunks);
+  if (p.tap_weights) stage_tap_weights<E>(p, chunk, reinterpret_cast<std::uint32_t*>(memory + kDeepTaps));
+  sync_blocks<cluster>();
 
   if (warp < 4) {
     registers_down<40>();
     if (warp == 0 && lane == 0) {
       const int rank = cluster > 1 ? cluster_rank() : 0;
+      Walk walk = walk_of(p);
       for (int s = 0; walk.advance();) {
         for (int i = walk.first; i < walk.first + walk.count; i++) {
           for (int from = 0; from < p.chunks_in; from++) {
@@ -134,6 +156,7 @@ __global__ void __launch_bounds__(384, 1) conv3x3_sm90_deep_kernel(const __grid_
       }
     }
     if (warp == 1 && lane == 0) {
+      const Walk walk = walk_of(p);
       const int tiles = walk.last - walk.next, taps = p.chunks_in * 9;
       int slot = 0, parity = 1;  // of the phase that frees the slot; the first round finds all free
       for (int i = 0; i < tiles; i++) {
@@ -148,9 +171,9 @@ __global__ void __launch_bounds__(384, 1) conv3x3_sm90_deep_kernel(const __grid_
     }
   } else {
     registers_up<232>();
+    Walk walk = walk_of(p);
     const int me = warp / 4 - 1, part = warp % 4, thread = threadIdx.x % 128;
-    const int scratch = kDeepScratch + me * kScratchBytes;
-    const SharedAddress mine = staged(shared + scratch, part, lane);
+    const SharedAddress results = shared + kDeepTiles + me * kTileBytes, mine = staged(results, part, lane);
     const int channel = chunk * 64 + part * 16 + lane / 4;
     // This lane's vector of a fragment in a stage: rows of 128 bytes, swizzled by the copy engine.
     const int line = part * 4 + lane / 8;
@@ -171,12 +194,69 @@ __global__ void __launch_bounds__(384, 1) conv3x3_sm90_deep_kernel(const __grid_
       if (++slot == kStages) slot = 0, parity ^= 1;
     };
 
+    const auto fetch_mask = [&](int row) {  // by one thread, once the tile of results is free
+      barrier_arrive_expect(masks + 8 * me, kTileBytes);
+      load_box(results, p.mask, chunk * 64, walk.x, row, walk.n, masks + 8 * me);
+    };
+
+    // A row's results. At the end the tile is free for whoever writes there next.
+    const auto finish = [&](float (&v)[64], const Affine& affine, const std::uint32_t (&kept)[2], int row) {
+#pragma unroll
+      for (int j = 0; j < 64; j++) v[j] = j & 2 ? affine.second(v[j]) : affine.first(v[j]);
+      if (p.masked) {
+#pragma unroll
+        for (int j = 0; j < 64; j++) v[j] = kept[j / 32] >> j % 32 & 1 ? v[j] : 0.0f;
+      }
+      float sum[2] = {};  // of both channels, as stored; outside the picture the mask arrives as zeros
+#pragma unroll
+      for (int j = 0; j < 64; j += 8) {
+        const std::uint32_t r[4] = {pack<E>(v[j], v[j + 1]), pack<E>(v[j + 2], v[j + 3]), pack<E>(v[j + 4], v[j + 5]),
+                                    pack<E>(v[j + 6], v[j + 7])};
+        store_matrices_transposed(mine + j * 256, r);
+        if (p.partial) {
+#pragma unroll
+          for (int i = 0; i < 4; i++) {
+            sum[i % 2] += widen(E{static_cast<std::uint16_t>(r[i] & 0xffff)});
+            sum[i % 2] += widen(E{static_cast<std::uint16_t>(r[i] >> 16)});
+          }
+        }
+      }
+      if (p.stored) fence_proxy_async();
+      sync_some(1 + me, 128);  // all is staged
+      if (p.stored && thread == 0) {
+        dblr::store_box(p.y, chunk * 64, walk.x, row, walk.n, results);
+        store_commit();
+      }
+      if (p.partial) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+          sum[i] += shuffle_xor(sum[i], 1);
+          sum[i] += shuffle_xor(sum[i], 2);
+        }
+        if (lane % 4 == 0 && row < p.h) {
+          const std::int64_t strip = static_cast<std::int64_t>(walk.n) * p.strips + walk.x / kColumns;
+          float* const to = p.partial + (strip * p.h + row) * 2 * p.chunks * 64 + channel;
+          to[0] = sum[0];
+          to[8] = sum[1];
+        }
+      }
+      if (p.tap_weights) {
+        contract_taps<E>(results, reinterpret_cast<const Vector16*>(memory + kDeepTaps), p, chunk, walk.n, row, walk.x,
+                         part, lane);
+      }
+      if (p.stored && thread == 0) store_wait_read<0>();
+      sync_some(1 + me, 128);  // the tile is free
+    };
+
     int s = 0, tile = 0;  // ring row of the chunk's first; tiles so far
     for (; walk.advance();) {
       for (int i = walk.first; i < walk.first + walk.count; i++, tile++) {
         float upper[64], lower[64];  // sums of the warpgroup's two rows
 #pragma unroll
         for (int j = 0; j < 64; j++) upper[j] = lower[j] = 0;
+        const int y = i * kRowsOfTile + 2 * me;
+        std::uint32_t kept[2][2] = {};
+        if (p.masked && thread == 0) fetch_mask(y + 1);
         if (me == 1) barrier_wait(turn, tile & 1);
         load(a[0]);
         for (int from = 0; from < p.chunks_in; from++, s += kRowsOfTile + 2) {
@@ -201,6 +281,12 @@ __global__ void __launch_bounds__(384, 1) conv3x3_sm90_deep_kernel(const __grid_
               }
               products_commit();
               if (ky * 3 + kx + 1 == kLead && from == 0 && me == 0 && lane == 0) barrier_arrive(turn);
+              if (ky == 1 && kx == 0 && p.masked && from + 1 == p.chunks_in) {  // the lower row's mask to the upper's
+                barrier_wait(masks + 8 * me, 0);
+                kept_of<E>(mine, kept[1]);
+                sync_some(1 + me, 128);  // the lower row's mask is read
+                if (thread == 0) fetch_mask(y);
+              }
               if (ky * 3 + kx < 8) {
                 load(a[(kx + 1) % 3]);
                 products_wait<1>();
@@ -219,37 +305,12 @@ __global__ void __launch_bounds__(384, 1) conv3x3_sm90_deep_kernel(const __grid_
         }
 
         const Affine affine(p.scale, p.shift, p.relu, channel);
-#pragma unroll
-        for (int j = 0; j < 64; j++) {
-          upper[j] = j & 2 ? affine.second(upper[j]) : affine.first(upper[j]);
-          lower[j] = j & 2 ? affine.second(lower[j]) : affine.first(lower[j]);
+        if (p.masked) {
+          barrier_wait(masks + 8 * me, 1);
+          kept_of<E>(mine, kept[0]);
         }
-        const int y = i * kRowsOfTile + 2 * me;
-        if (p.stored) {
-          const auto store = [&](const float (&values)[64], int row) {
-#pragma unroll
-            for (int j = 0; j < 16; j += 2) {
-              const float v[8] = {values[4 * j],     values[4 * j + 1], values[4 * j + 2], values[4 * j + 3],
-                                  values[4 * j + 4], values[4 * j + 5], values[4 * j + 6], values[4 * j + 7]};
-              stage<E>(v, mine + j * 1024);
-            }
-            fence_proxy_async();
-            sync_some(1 + me, 128);
-            if (thread == 0) {
-              dblr::store_box(p.y, chunk * 64, walk.x, row, walk.n, shared + scratch);
-              store_commit();
-              store_wait_read<0>();
-            }
-            sync_some(1 + me, 128);
-          };
-          store(upper, y);
-          store(lower, y + 1);
-        }
-        if (p.tap_weights) {
-          float* const partial = reinterpret_cast<float*>(memory + scratch);
-          contract_taps(upper, p, chunk, walk.n, y, walk.x, partial, 1 + me, part, lane);
-          contract_taps(lower, p, chunk, walk.n, y + 1, walk.x, partial, 1 + me, part, lane);
-        }
+        finish(upper, affine, kept[0], y);
+        finish(lower, affine, kept[1], y + 1);
       }
     }
     if (p.stored && thread == 0) store_wait<0>();

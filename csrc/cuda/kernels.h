@@ -72,12 +72,13 @@ struct Epilogue {
   const float* mask_shift = nullptr;
   Map y;  // may be null when taps is given
   Sums sums = Sums::none;
-  float* partial = nullptr;  // conv_partial_floats(y or source, out) floats
+  float* partial = nullptr;  // conv_partial_floats(y or source, out) floats, or 2 * out a tile of conv3x3_sm90
   Map norm_z;                // Sums::normalised
   const float* norm_scale = nullptr;
   const float* norm_shift = nullptr;
   // L35 folded in: nine planes a chunk of 64 channels, taps[chunk][tap][n][h][w] = sum over the chunk's channels of
-  // y * tap_weights[tap][channel] (float32, (9, out)), before any rounding of y to the map's type.
+  // y * tap_weights[tap][channel] (float32, (9, out)). conv3x3 takes both before any rounding; conv3x3_sm90 rounds both
+  // to the map's type first, as L35 alone would read them. Sums are float32.
   const float* tap_weights = nullptr;
   float* taps = nullptr;
 };

@@ -48,6 +48,8 @@ Epilogue epilogue_of(const py::dict& given) {
   e.add0 = map_of(item<Given>(given, "add0"));
   e.add1 = map_of(item<Given>(given, "add1"));
   e.mask = map_of(item<Given>(given, "mask"));
+  e.mask_scale = floats(item<Address>(given, "mask_scale"));
+  e.mask_shift = floats(item<Address>(given, "mask_shift"));
   e.y = map_of(item<Given>(given, "y"));
   const std::string sums = item<std::string>(given, "sums");
   e.sums = sums == "statistics"   ? Sums::statistics
@@ -55,8 +57,6 @@ Epilogue epilogue_of(const py::dict& given) {
            : sums == "normalised" ? Sums::normalised
                                   : Sums::none;
   e.partial = floats(item<Address>(given, "partial"));
-  e.mask_scale = floats(item<Address>(given, "mask_scale"));
-  e.mask_shift = floats(item<Address>(given, "mask_shift"));
   e.norm_z = map_of(item<Given>(given, "norm_z"));
   e.norm_scale = floats(item<Address>(given, "norm_scale"));
   e.norm_shift = floats(item<Address>(given, "norm_shift"));

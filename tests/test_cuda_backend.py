@@ -134,6 +134,19 @@ def test_levels_convert_maps_on_the_way_in_and_out(backend, op, level, dtype):
     assert backend.at("exact") is backend and backend.at(level).at("exact").level == "exact"
 
 
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+def test_float32_parameters_beside_16_bit_maps(chosen, dtype):
+    """They are rounded as they are taken, so that values of few bits give the same bits; gradients come as float32."""
+    low = dblr_fast.DBLRNet(blocks=1, width=8).to(dtype).train()
+    wide, x = copy.deepcopy(low).float(), torch.rand(2, 5, 5, 7).to(dtype)
+    results = [model(x) for model in (low, wide)]
+    assert results[1].dtype == dtype and torch.equal(*results)
+    for y in results:
+        y.backward(torch.ones_like(y))
+    for (name, a), b in zip(low.named_parameters(), wide.parameters()):
+        assert b.grad.dtype == torch.float32 and torch.equal(a.grad, b.grad.to(dtype)), name
+
+
 def test_fast_multiplies_in_tf32(backend):
     case = ("conv", "odd", 2, 9, 11, False)
     exact, fast = ours(backend, case)["y"], ours(backend.at("fast"), case)["y"]

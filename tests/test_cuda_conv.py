@@ -93,7 +93,7 @@ class Case:
         sums = next((s for s in ("statistics", "total", "normalised") if s in self.options), "none")
         if sums != "none":
             partial = memory.out((K.tiles_of(n, h, w), 2, out))
-            assert partial.numel() == K.conv_partial_floats(n, h, w, out)
+            assert partial.numel() <= K.conv_partial_floats(n, h, w, out)
             results["partial"] = partial
             epilogue.update(sums=sums, partial=partial.data_ptr())
         if "taps" in self.options:

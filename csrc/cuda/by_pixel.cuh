@@ -27,14 +27,26 @@ template <class E> struct Share {
     works = lane < lanes;
   }
 
+  // This thread's channels of a vector that is aligned to 16 bytes.
   __device__ __forceinline__ void load(const float* from, float (&v)[V]) const {
 #pragma unroll
-    for (int k = 0; k < V; k++) v[k] = works ? from[channel + k] : 0.0f;
+    for (int k = 0; k < V; k += 4) {
+      float four[4] = {};
+      if (works) widen<float>(*reinterpret_cast<const Vector16*>(from + channel + k), four);
+#pragma unroll
+      for (int i = 0; i < 4; i++) v[k + i] = four[i];
+    }
   }
 };
 
+constexpr int kBatch = 4;  // pixels whose vectors a thread fetches before it works on the first
+
+template <class E> __device__ __forceinline__ const Vector16& vector_at(const void* map, Index at) {
+  return *reinterpret_cast<const Vector16*>(static_cast<const E*>(map) + at);
+}
+
 template <class E> __device__ __forceinline__ void load_vector(const void* map, Index at, float (&v)[kPerVector<E>]) {
-  widen<E>(*reinterpret_cast<const Vector16*>(static_cast<const E*>(map) + at), v);
+  widen<E>(vector_at<E>(map, at), v);
 }
 
 template <class E>

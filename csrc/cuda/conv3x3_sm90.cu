@@ -159,7 +159,9 @@ PackedWeights90 pack_weights_sm90(const void* from, Kind from_kind, Index out, I
   p.from = from;
   p.kind = from_kind;
   p.to = static_cast<Vector16*>(to);
-  p.vectors = static_cast<Index>(conv3x3_sm90_bytes(out, in) / sizeof(Vector16));
+  const std::size_t vectors = conv3x3_sm90_bytes(out, in) / sizeof(Vector16);
+  require(vectors < kMost, "there are too many channels.");
+  p.vectors = static_cast<unsigned>(vectors);
   p.out = out;
   p.in = in;
   p.adjoint = adjoint;

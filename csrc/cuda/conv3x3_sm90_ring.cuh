@@ -24,7 +24,8 @@ struct PackParams90 {
   const void* from;  // (out, in, 3, 3), with adjoint (in, out, 3, 3)
   Kind kind;         // of its elements
   Vector16* to;
-  Index vectors, out, in;
+  unsigned vectors;
+  Index out, in;
   bool adjoint;
 };
 
@@ -32,10 +33,10 @@ struct PackParams90 {
 // registers: 24, spills: 0 (sm_80)
 template <class E>
 __global__ void __launch_bounds__(128) pack_weights_sm90_kernel(const __grid_constant__ PackParams90 p) {
-  const Index vector = static_cast<Index>(blockIdx.x) * 128 + threadIdx.x;
+  const unsigned vector = blockIdx.x * 128 + threadIdx.x;
   if (vector >= p.vectors) return;
   const int thread = threadIdx.x, k = static_cast<int>(vector / 128 % 4), tap = static_cast<int>(vector / 512 % 9);
-  const Index chunks_in = p.in / 64, chunk = vector / 4608;
+  const unsigned chunks_in = static_cast<unsigned>(p.in) / 64, chunk = vector / 4608;
   const Index row = chunk / chunks_in * 64 + thread / 32 * 16 + thread % 32 / 4;
   const Index column = chunk % chunks_in * 64 + k * 16 + thread % 4 * 2;
   Vector16 v;

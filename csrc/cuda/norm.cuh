@@ -18,7 +18,7 @@ struct NormApplyParams {
   Index pixels, c;
 };
 
-// registers: 40, spills: 0 (sm_80)
+// registers: 80, spills: 0 (sm_80)
 template <class E>
 __global__ void __launch_bounds__(kNormThreads) norm_apply_kernel(const __grid_constant__ NormApplyParams p) {
   constexpr int V = kPerVector<E>;
@@ -28,18 +28,33 @@ __global__ void __launch_bounds__(kNormThreads) norm_apply_kernel(const __grid_c
   share.load(p.shift, shift);
   if (!share.works) return;
   const Index first = static_cast<Index>(blockIdx.x) * kBlockPixels;
-  for (int i = share.lane; i < kBlockPixels && first + i < p.pixels; i += share.lanes) {
-    const Index at = (first + i) * p.c + share.channel;
-    float v[V], other[V] = {};
-    load_vector<E>(p.z, at, v);
-    if (p.add) load_vector<E>(p.add, at, other);
+  const Index left = p.pixels - first, end = left < kBlockPixels ? left : kBlockPixels;
+#pragma unroll 1
+  for (int i = share.lane; i < end; i += kBatch * share.lanes) {
+    Vector16 z[kBatch], add[kBatch];
 #pragma unroll
-    for (int k = 0; k < V; k++) {
-      v[k] = fmaf(v[k], scale[k], shift[k]);
-      if (p.relu) v[k] = rectify(v[k]);
-      if (p.add) v[k] += other[k];
+    for (int b = 0; b < kBatch; b++) {
+      const int pixel = i + b * share.lanes;
+      const Index at = (first + pixel) * p.c + share.channel;
+      if (pixel >= end) continue;
+      z[b] = vector_at<E>(p.z, at);
+      if (p.add) add[b] = vector_at<E>(p.add, at);
     }
-    store_vector<E>(p.y, at, v);
+#pragma unroll
+    for (int b = 0; b < kBatch; b++) {
+      const int pixel = i + b * share.lanes;
+      if (pixel >= end) continue;
+      float v[V], other[V] = {};
+      widen<E>(z[b], v);
+      if (p.add) widen<E>(add[b], other);
+#pragma unroll
+      for (int k = 0; k < V; k++) {
+        v[k] = fmaf(v[k], scale[k], shift[k]);
+        if (p.relu) v[k] = rectify(v[k]);
+        if (p.add) v[k] += other[k];
+      }
+      store_vector<E>(p.y, (first + pixel) * p.c + share.channel, v);
+    }
   }
 }
 
@@ -54,7 +69,7 @@ struct NormBackwardParams {
 };
 
 // Block x: a tile of 8 x 16 pixels, as in the convolution. Shared: two arrays [lane][channel of the slab].
-// registers: 76, spills: 0 (sm_80)
+// registers: 112, spills: 0 (sm_80)
 template <class E>
 __global__ void __launch_bounds__(kNormThreads)
     norm_backward_sums_kernel(const __grid_constant__ NormBackwardParams p) {
@@ -72,18 +87,33 @@ __global__ void __launch_bounds__(kNormThreads)
               x0 = static_cast<Index>(tile % p.tiles_x) * kTileColumns;
   const int width = share.vectors * V;
   if (share.works) {
-    for (int i = share.lane; i < kTileRows * kTileColumns; i += share.lanes) {
-      const Index y = y0 + i / kTileColumns, x = x0 + i % kTileColumns;
-      if (y >= p.h || x >= p.w) continue;
-      const Index at = ((n * p.h + y) * p.w + x) * p.c + share.channel;
-      float g[V], z[V];
-      load_vector<E>(p.grad, at, g);
-      load_vector<E>(p.z, at, z);
+    const auto inside = [&](int i) {
+      return i < kTileRows * kTileColumns && y0 + i / kTileColumns < p.h && x0 + i % kTileColumns < p.w;
+    };
+#pragma unroll 1
+    for (int i = share.lane; i < kTileRows * kTileColumns; i += kBatch * share.lanes) {
+      Vector16 grads[kBatch], maps[kBatch];
 #pragma unroll
-      for (int k = 0; k < V; k++) {
-        if (p.relu && !(fmaf(z[k], scale[k], shift[k]) > 0.0f)) g[k] = 0.0f;
-        sum[k] += g[k];
-        product[k] = fmaf(g[k], fmaf(z[k], invstd[k], offset[k]), product[k]);
+      for (int b = 0; b < kBatch; b++) {
+        const int pixel = i + b * share.lanes;
+        if (!inside(pixel)) continue;
+        const Index row = n * p.h + y0 + pixel / kTileColumns;
+        const Index at = (row * p.w + x0 + pixel % kTileColumns) * p.c + share.channel;
+        grads[b] = vector_at<E>(p.grad, at);
+        maps[b] = vector_at<E>(p.z, at);
+      }
+#pragma unroll
+      for (int b = 0; b < kBatch; b++) {
+        if (!inside(i + b * share.lanes)) continue;
+        float g[V], z[V];
+        widen<E>(grads[b], g);
+        widen<E>(maps[b], z);
+#pragma unroll
+        for (int k = 0; k < V; k++) {
+          if (p.relu && !(fmaf(z[k], scale[k], shift[k]) > 0.0f)) g[k] = 0.0f;
+          sum[k] += g[k];
+          product[k] = fmaf(g[k], fmaf(z[k], invstd[k], offset[k]), product[k]);
+        }
       }
     }
 #pragma unroll
@@ -105,7 +135,7 @@ __global__ void __launch_bounds__(kNormThreads)
   to[p.c + column] = t;
 }
 
-// registers: 80, spills: 0 (sm_80)
+// registers: 120, spills: 0 (sm_80)
 template <class E>
 __global__ void __launch_bounds__(kNormThreads)
     norm_backward_apply_kernel(const __grid_constant__ NormBackwardParams p) {
@@ -128,18 +158,33 @@ __global__ void __launch_bounds__(kNormThreads)
   }
   if (!share.works) return;
   const Index first = static_cast<Index>(blockIdx.x) * kBlockPixels;
-  for (int i = share.lane; i < kBlockPixels && first + i < pixels; i += share.lanes) {
-    const Index at = (first + i) * p.c + share.channel;
-    float g[V], z[V] = {};
-    load_vector<E>(p.grad, at, g);
-    if (p.relu || p.training) load_vector<E>(p.z, at, z);
+  const Index left = pixels - first, end = left < kBlockPixels ? left : kBlockPixels;
+#pragma unroll 1
+  for (int i = share.lane; i < end; i += kBatch * share.lanes) {
+    Vector16 grads[kBatch], maps[kBatch];
 #pragma unroll
-    for (int k = 0; k < V; k++) {
-      if (p.relu && !(fmaf(z[k], scale[k], shift[k]) > 0.0f)) g[k] = 0.0f;
-      if (p.training) g[k] -= fmaf(fmaf(z[k], invstd[k], offset[k]), dgamma[k], dbeta[k]);
-      g[k] *= scale[k];
+    for (int b = 0; b < kBatch; b++) {
+      const int pixel = i + b * share.lanes;
+      const Index at = (first + pixel) * p.c + share.channel;
+      if (pixel >= end) continue;
+      grads[b] = vector_at<E>(p.grad, at);
+      if (p.relu || p.training) maps[b] = vector_at<E>(p.z, at);
     }
-    store_vector<E>(p.dz, at, g);
+#pragma unroll
+    for (int b = 0; b < kBatch; b++) {
+      const int pixel = i + b * share.lanes;
+      if (pixel >= end) continue;
+      float g[V], z[V] = {};
+      widen<E>(grads[b], g);
+      if (p.relu || p.training) widen<E>(maps[b], z);
+#pragma unroll
+      for (int k = 0; k < V; k++) {
+        if (p.relu && !(fmaf(z[k], scale[k], shift[k]) > 0.0f)) g[k] = 0.0f;
+        if (p.training) g[k] -= fmaf(fmaf(z[k], invstd[k], offset[k]), dgamma[k], dbeta[k]);
+        g[k] *= scale[k];
+      }
+      store_vector<E>(p.dz, (first + pixel) * p.c + share.channel, g);
+    }
   }
 }
 
@@ -163,14 +208,17 @@ __global__ void __launch_bounds__(kNormThreads) merge_statistics_kernel(const __
   const Index end = channel < p.c ? p.tiles : 0;
   const auto pixels_of = [&](Index tile) {
     const unsigned t = static_cast<unsigned>(tile);
-    const Index rows = p.tiling.rows, columns = p.tiling.columns;
-    const Index y = p.h - t / p.tiles_x % p.tiles_y * rows, x = p.w - t % p.tiles_x * columns;
+    const int rows = p.tiling.rows, columns = p.tiling.columns;
+    const Index y = p.h - static_cast<Index>(t / p.tiles_x % p.tiles_y) * rows;
+    const Index x = p.w - static_cast<Index>(t % p.tiles_x) * columns;
     return static_cast<double>((y < rows ? y : rows) * (x < columns ? x : columns));
   };
   const double count = static_cast<double>(p.n) * static_cast<double>(p.h) * static_cast<double>(p.w);
   double sum = 0.0, apart = 0.0;
+#pragma unroll 8
   for (Index t = slot; t < end; t += kMergeSlots) sum += pixels_of(t) * p.partial[t * 2 * p.c + channel];
   const double mean = sum_slots(sum) / count;
+#pragma unroll 8
   for (Index t = slot; t < end; t += kMergeSlots) {
     const double d = p.partial[t * 2 * p.c + channel] - mean;
     apart += p.partial[(t * 2 + 1) * p.c + channel] + pixels_of(t) * d * d;
@@ -192,6 +240,7 @@ __global__ void __launch_bounds__(kNormThreads) merge_sums_kernel(const __grid_c
     float* const to = row == 0 ? p.first : p.second;
     if (!to) continue;  // the same for all threads
     double sum = 0.0;
+#pragma unroll 8
     for (Index t = slot; t < end; t += kMergeSlots) sum += p.partial[(t * 2 + row) * p.c + channel];
     const double total = sum_slots(sum);
     if (slot == 0 && channel < p.c) to[channel] = static_cast<float>(total);

@@ -120,6 +120,7 @@ def _narrow(gradients, parameters):
 
 class CpuBackend:
     name = "cpu"
+    rounds_parameters = False
 
     def __init__(self):
         self._cpu, self._reason = _load()

@@ -60,6 +60,7 @@ class CudaBackend:
     """
 
     name = "cuda"
+    rounds_parameters = True
     dtypes = tuple(KINDS)
 
     def __init__(self, module=None, emulated: bool = False, level: str = "exact"):

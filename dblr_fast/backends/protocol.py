@@ -48,6 +48,7 @@ class Network(Protocol):
 class Backend(Protocol):
     name: str
     dtypes: tuple[torch.dtype, ...] | None  # those of maps that it computes in; None (or left out) for all
+    rounds_parameters: bool  # whether it takes float32 weights and biases beside 16-bit maps, and rounds them itself
 
     def unavailable(self, device: torch.device | None = None) -> str | None:
         """None when it can run (on that device), else one sentence saying why not and what to do."""

@@ -49,6 +49,7 @@ def _statistics_dtype(t):
 
 class TorchBackend:
     name = "torch"
+    rounds_parameters = False
 
     def at(self, precision):
         return self

@@ -72,6 +72,7 @@ class TritonBackend:
     """See backends.protocol.Backend."""
 
     name = "triton"
+    rounds_parameters = False
     dtypes = (torch.float32, torch.float16, torch.bfloat16)
 
     def __init__(self, level: str = "exact"):

@@ -19,14 +19,16 @@ def define(schema: str, run, fake) -> None:
     torch.library.register_fake(f"dblr_fast::{name}", fake, lib=LIBRARY)
 
 
-def follow_autocast(name: str, maps: tuple[int, ...]) -> None:
-    """Under autocast, casts the arguments at the positions `maps` to autocast's dtype, as convolutions do."""
+def follow_autocast(name: str, maps: tuple[int, ...], parameters: tuple[int, ...]) -> None:
+    """Under autocast, casts the arguments at the positions `maps` to autocast's dtype, as convolutions do, and on a CPU
+    `parameters` too. On a GPU, where every cast is a launch, these stay: kernels round them as they take them, and
+    their gradients come as float32."""
     op = getattr(torch.ops.dblr_fast, name).default
-    for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-        def cast(*args, device_type=device_type, key=key):
+    for device_type, key, cast_too in (("cpu", "AutocastCPU", parameters), ("cuda", "AutocastCUDA", ())):
+        def cast(*args, device_type=device_type, key=key, wanted={*maps, *cast_too}):
             dtype = torch.get_autocast_dtype(device_type)
             args = [
-                a.to(dtype) if i in maps and isinstance(a, Tensor) and a.dtype in LOW_OR_SINGLE else a
+                a.to(dtype) if i in wanted and isinstance(a, Tensor) and a.dtype in LOW_OR_SINGLE else a
                 for i, a in enumerate(args)]
             with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))):
                 return op(*args)
@@ -43,6 +45,13 @@ def choices(x: Tensor) -> tuple[str, str]:
 
 def backend_for(x: Tensor, name: str, level: str):
     return select(x.device, name, level, x.dtype).at(level)
+
+
+def parameters_for(backend, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Weights and biases in the maps' dtype, unless the backend rounds float32 ones itself."""
+    if backend.rounds_parameters:
+        return tensors
+    return tuple(t.to(x.dtype) for t in tensors)
 
 
 def kept(t: Tensor | None, like: Tensor) -> Tensor:
@@ -81,6 +90,14 @@ def check_shape(op: str, name: str, t: Tensor, shape: tuple) -> None:
     check(t.dim() == len(shape), lambda: f"{op}: wanted {name} of shape {tuple(shape)}, got {tuple(t.shape)}")
     for got, wanted in zip(t.shape, shape):
         check(got == wanted, lambda: f"{op}: wanted {name} of shape {tuple(shape)}, got {tuple(t.shape)}")
+
+
+def check_parameters(op: str, x: Tensor, **others: Tensor) -> None:
+    """Weights and biases: of the input's dtype, or float32 beside 16-bit maps."""
+    check_alike(op, x, dtype_too=False, **others)
+    for name, t in others.items():
+        check(t.dtype == x.dtype or t.dtype == torch.float32 and x.dtype in (torch.float16, torch.bfloat16),
+              lambda: f"{op}: wanted {name} in the input's dtype {x.dtype}, got {t.dtype}; convert one, or use autocast")
 
 
 def check_alike(op: str, x: Tensor, dtype_too: bool = True, **others: Tensor | None) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._common import (backend_for, check, check_alike, check_map, check_shape, choices, define,
-                      follow_autocast, kept, map_like, needs_gradient, or_none)
+from ._common import (backend_for, check, check_alike, check_map, check_parameters, check_shape, choices, define,
+                      follow_autocast, kept, map_like, needs_gradient, or_none, parameters_for)
 
 
 def conv_bn_act(x: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor, running_mean: Tensor,
@@ -45,7 +45,7 @@ def check_convolution(op, x, weight, vectors, training):
     check_shape(op, "weight", weight, (out, x.shape[1], 3, 3))
     for name, t in vectors.items():
         check_shape(op, name, t, (out,))
-    check_alike(op, x, weight=weight, bias=vectors["bias"])
+    check_parameters(op, x, weight=weight, bias=vectors["bias"])
     check_alike(op, x, dtype_too=False, **vectors)
     if training:
         n, _, h, w = x.shape
@@ -70,8 +70,9 @@ def statistics_like(gamma: Tensor, training: bool) -> Tensor:
 def _run(x, weight, bias, gamma, beta, running_mean, running_var, residual, relu, training, eps, save,
          backend, precision):
     _check(x, weight, bias, gamma, beta, running_mean, running_var, residual, training)
-    return backend_for(x, backend, precision).conv_bn_act(
-        x, weight, bias, gamma, beta, running_mean, running_var, residual, relu, training, eps, save)
+    run = backend_for(x, backend, precision)
+    weight, bias = parameters_for(run, x, weight, bias)
+    return run.conv_bn_act(x, weight, bias, gamma, beta, running_mean, running_var, residual, relu, training, eps, save)
 
 
 def _fake(x, weight, bias, gamma, beta, running_mean, running_var, residual, relu, training, eps, save,
@@ -84,9 +85,10 @@ def _fake(x, weight, bias, gamma, beta, running_mean, running_var, residual, rel
 
 def _run_backward(grad, x, weight, bias, gamma, beta, mean, var, z, relu, training, eps, need_x, backend,
                   precision):
-    dx, dw, db, dg, dbe = backend_for(x, backend, precision).conv_bn_act_backward(
-        grad, x, weight, bias, gamma, beta, mean, var, z, relu, training, eps, need_x)
-    return kept(dx, x), dw, db.to(bias.dtype), dg.to(gamma.dtype), dbe.to(beta.dtype)
+    run = backend_for(x, backend, precision)
+    dx, *rest = run.conv_bn_act_backward(grad, x, *parameters_for(run, x, weight, bias), gamma, beta, mean, var, z, relu,
+                                         training, eps, need_x)
+    return kept(dx, x), *(d.to(t.dtype) for d, t in zip(rest, (weight, bias, gamma, beta)))
 
 
 def _fake_backward(grad, x, weight, bias, gamma, beta, mean, var, z, relu, training, eps, need_x, backend,
@@ -127,4 +129,4 @@ def _backward(ctx, grad, *_):
 
 
 torch.library.register_autograd("dblr_fast::conv_bn_act", _backward, setup_context=_setup)
-follow_autocast("conv_bn_act", maps=(0, 1, 2, 7))
+follow_autocast("conv_bn_act", maps=(0, 7), parameters=(1, 2))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._common import (backend_for, check_alike, check_map, check_shape, choices, define, follow_autocast,
-                      kept, map_like, needs_gradient, or_none)
+from ._common import (backend_for, check_map, check_parameters, check_shape, choices, define, follow_autocast,
+                      kept, map_like, needs_gradient, or_none, parameters_for)
 
 
 def reconstruct(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor) -> Tensor:
@@ -27,12 +27,13 @@ def _check(x, w1, b1, w2, b2, w3, b3):
     tensors = dict(w1=w1, b1=b1, w2=w2, b2=b2, w3=w3, b3=b3)
     for name, shape in shapes.items():
         check_shape("reconstruct", name, tensors[name], shape)
-    check_alike("reconstruct", x, **tensors)
+    check_parameters("reconstruct", x, **tensors)
 
 
 def _run(x, w1, b1, w2, b2, w3, b3, save, backend, precision):
     _check(x, w1, b1, w2, b2, w3, b3)
-    return backend_for(x, backend, precision).reconstruct(x, w1, b1, w2, b2, w3, b3, save)
+    run = backend_for(x, backend, precision)
+    return run.reconstruct(x, *parameters_for(run, x, w1, b1, w2, b2, w3, b3), save)
 
 
 def _fake(x, w1, b1, w2, b2, w3, b3, save, backend, precision):
@@ -43,8 +44,9 @@ def _fake(x, w1, b1, w2, b2, w3, b3, save, backend, precision):
 
 
 def _run_backward(grad, x, h1, h2, w1, w2, w3, need_x, backend, precision):
-    dx, *rest = backend_for(x, backend, precision).reconstruct_backward(grad, x, h1, h2, w1, w2, w3, need_x)
-    return kept(dx, x), *rest
+    run, weights = backend_for(x, backend, precision), (w1, w2, w3)
+    dx, *rest = run.reconstruct_backward(grad, x, h1, h2, *parameters_for(run, x, *weights), need_x)
+    return kept(dx, x), *(d.to(weights[i // 2].dtype) for i, d in enumerate(rest))
 
 
 def _fake_backward(grad, x, h1, h2, w1, w2, w3, need_x, backend, precision):
@@ -77,4 +79,4 @@ def _backward(ctx, grad, *_):
 
 
 torch.library.register_autograd("dblr_fast::reconstruct", _backward, setup_context=_setup)
-follow_autocast("reconstruct", maps=(0, 1, 2, 3, 4, 5, 6))
+follow_autocast("reconstruct", maps=(0,), parameters=(1, 2, 3, 4, 5, 6))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ._common import (backend_for, check_map, choices, define, follow_autocast, kept, map_like,
-                      needs_gradient, or_none)
+                      needs_gradient, or_none, parameters_for)
 from .conv_bn_act import check_convolution, statistics_like, update_running
 
 NAMES = ("weight", "bias", "gamma", "beta", "running_mean", "running_var")
@@ -40,8 +40,9 @@ def _check(x, *tensors, training):
 
 def _run(x, w1, b1, g1, be1, rm1, rv1, w2, b2, g2, be2, rm2, rv2, training, eps, save, backend, precision):
     _check(x, w1, b1, g1, be1, rm1, rv1, w2, b2, g2, be2, rm2, rv2, training=training)
-    return backend_for(x, backend, precision).residual_block(
-        x, w1, b1, g1, be1, rm1, rv1, w2, b2, g2, be2, rm2, rv2, training, eps, save)
+    run = backend_for(x, backend, precision)
+    w1, b1, w2, b2 = parameters_for(run, x, w1, b1, w2, b2)
+    return run.residual_block(x, w1, b1, g1, be1, rm1, rv1, w2, b2, g2, be2, rm2, rv2, training, eps, save)
 
 
 def _fake(x, w1, b1, g1, be1, rm1, rv1, w2, b2, g2, be2, rm2, rv2, training, eps, save, backend, precision):
@@ -54,9 +55,10 @@ def _fake(x, w1, b1, g1, be1, rm1, rv1, w2, b2, g2, be2, rm2, rv2, training, eps
 
 def _run_backward(grad, x, w1, b1, g1, be1, mean1, var1, z1, w2, b2, g2, be2, mean2, var2, z2, training, eps,
                   need_x, backend, precision):
-    dx, *rest = backend_for(x, backend, precision).residual_block_backward(
+    run, like = backend_for(x, backend, precision), (w1, b1, g1, be1, w2, b2, g2, be2)
+    w1, b1, w2, b2 = parameters_for(run, x, w1, b1, w2, b2)
+    dx, *rest = run.residual_block_backward(
         grad, x, w1, b1, g1, be1, mean1, var1, z1, w2, b2, g2, be2, mean2, var2, z2, training, eps, need_x)
-    like = (w1, b1, g1, be1, w2, b2, g2, be2)
     return kept(dx, x), *(d.to(t.dtype) for d, t in zip(rest, like))
 
 
@@ -100,4 +102,4 @@ def _backward(ctx, grad, *_):
 
 
 torch.library.register_autograd("dblr_fast::residual_block", _backward, setup_context=_setup)
-follow_autocast("residual_block", maps=(0, 1, 2, 7, 8))
+follow_autocast("residual_block", maps=(0,), parameters=(1, 2, 7, 8))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._common import (backend_for, check, check_alike, check_map, check_shape, choices, define,
-                      follow_autocast, kept, map_like, or_none)
+from ._common import (backend_for, check, check_map, check_parameters, check_shape, choices, define,
+                      follow_autocast, kept, map_like, or_none, parameters_for)
 
 
 def stem(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
@@ -33,12 +33,13 @@ def _check(x, w1, b1, w2, b2):
         check_shape("stem", "w2", w2, (out, middle, 3, 3))
     check_shape("stem", "b1", b1, (middle,))
     check_shape("stem", "b2", b2, (out,))
-    check_alike("stem", x, w1=w1, b1=b1, w2=w2, b2=b2)
+    check_parameters("stem", x, w1=w1, b1=b1, w2=w2, b2=b2)
 
 
 def _run(x, w1, b1, w2, b2, backend, precision):
     _check(x, w1, b1, w2, b2)
-    return backend_for(x, backend, precision).stem(x, w1, b1, w2, b2)
+    run = backend_for(x, backend, precision)
+    return run.stem(x, *parameters_for(run, x, w1, b1, w2, b2))
 
 
 def _fake(x, w1, b1, w2, b2, backend, precision):
@@ -47,8 +48,9 @@ def _fake(x, w1, b1, w2, b2, backend, precision):
 
 
 def _run_backward(grad, x, y, w1, b1, w2, need_x, backend, precision):
-    dx, *rest = backend_for(x, backend, precision).stem_backward(grad, x, y, w1, b1, w2, need_x)
-    return kept(dx, x), *rest
+    run = backend_for(x, backend, precision)
+    dx, *rest = run.stem_backward(grad, x, y, *parameters_for(run, x, w1, b1, w2), need_x)
+    return kept(dx, x), *(d.to(t.dtype) for d, t in zip(rest, (w1, b1, w2, w2)))
 
 
 def _fake_backward(grad, x, y, w1, b1, w2, need_x, backend, precision):
@@ -77,4 +79,4 @@ def _backward(ctx, grad):
 
 
 torch.library.register_autograd("dblr_fast::stem", _backward, setup_context=_setup)
-follow_autocast("stem", maps=(0, 1, 2, 3, 4))
+follow_autocast("stem", maps=(0,), parameters=(1, 2, 3, 4))

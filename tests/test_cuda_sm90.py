@@ -449,7 +449,7 @@ def test_refusals():
     with pytest.raises(ValueError, match="weights' type"):
         K.conv3x3_sm90(source, (*weights[:3], "bf16"), {"y": (y.data_ptr(), 1, 2, 3, 64, "f16")})
     deep_source, deep_weights = {"x": (64, 1, 2, 3, 128, "f16")}, (64, 64, 128, "f16")
-    masked = {"y": (y.data_ptr(), 1, 2, 3, 64, "f16"), "mask": (64, 1, 2, 3, 64, "f16"), "sums": True}
+    masked = {"y": (y.data_ptr(), 1, 2, 3, 64, "f16"), "mask": (64, 1, 2, 3, 64, "f16"), "sums": "total"}
     with pytest.raises(ValueError, match="sums need"):
         K.conv3x3_sm90(deep_source, deep_weights, masked)
     with pytest.raises(ValueError, match="mask must"):

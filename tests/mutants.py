@@ -34,6 +34,7 @@ ADDED = "test_cuda_sm90.py::test_epilogue", "f16 and not bf16"
 WIDE = "test_cuda_sm90.py::test_clusters", "f16 and not bf16"
 DEEP = "test_cuda_sm90.py::test_deep_with_taps", "f16 and not bf16"
 MASK = "test_cuda_sm90.py::test_deep_mask_and_sums", "f16 and not bf16"
+FEW = "test_cuda_sm90.py::test_weight_gradient_in_few_blocks", "f16 and not bf16"
 
 
 @dataclass
@@ -98,13 +99,13 @@ MUTANTS = [
     Mutant("sm90: no arrival for the other's turn", "conv3x3_sm90.cuh",
            "barrier_arrive(turns + 8 * (1 - me));", "barrier_arrive(turns + 8 * (1 - me));", "", ROWS),
     Mutant("sm90: no arrival for a row that was read", "conv3x3_sm90_ring.cuh",
-           "barrier_arrive(empty + 8 * (s % kRing));", "barrier_arrive(empty + 8 * (s % kRing));", "", ROWS),
+           "barrier_arrive(empty + 8 * (s % slots));", "barrier_arrive(empty + 8 * (s % slots));", "", ROWS),
     Mutant("sm90: a row is fetched before its slot is empty", "conv3x3_sm90_ring.cuh",
            "if (round > 0) barrier_wait(empty + 8 * slot, (round - 1) & 1);\n      barrier_arrive_expect",
            "barrier_wait(empty + 8 * slot, (round - 1) & 1);", "", ROWS),
     Mutant("sm90: rows fetched one pixel to the right", "conv3x3_sm90_ring.cuh",
-           "load_box(to, map, c, x - 1, y, n, ready);",
-           "x - 1", "x", ROWS),
+           "load_box(to, map, c, x - halo, y, n, ready);",
+           "x - halo", "x", ROWS),
     Mutant("sm90: rows fetched one row too low", "conv3x3_sm90.cuh", "ring.load(s++, p.x, 0, walk.x, y,", "y",
            "y + 1", ROWS),
     Mutant("sm90: another bit in the results' swizzle", "conv3x3_sm90_ring.cuh", "(vector ^ lane % 8) * 16",
@@ -158,11 +159,11 @@ MUTANTS = [
     Mutant("deep: no wait for products", "conv3x3_sm90_deep.cuh", "products_wait<0>();", "products_wait<0>();", "",
            DEEP),
     Mutant("cluster: arrivals at the wrong block", "conv3x3_sm90_ring.cuh",
-           "barrier_arrive_in(empty + 8 * (s % kRing), s % cluster);", "s % cluster", "(s + 1) % cluster", DEEP),
+           "barrier_arrive_in(empty + 8 * (s % slots), s % cluster);", "s % cluster", "(s + 1) % cluster", DEEP),
     Mutant("cluster: rows sent to one block alone", "conv3x3_sm90_ring.cuh", "ready, (1 << cluster) - 1);",
            "(1 << cluster) - 1", "1 << rank", DEEP),
     Mutant("cluster: a row is overwritten once one block has read it (64 in)", "conv3x3_sm90_ring.cuh",
-           "barrier_init(empty + 8 * i, kWarps * cluster);", "kWarps * cluster", "kWarps", WIDE),
+           "barrier_init(empty + 8 * i, warps * cluster);", "warps * cluster", "warps", WIDE),
     Mutant("cluster: a row is fetched twice (64 in)", "conv3x3_sm90_ring.cuh", "if (s % cluster == rank) {",
            "s % cluster == rank", "s % cluster == rank || s == 9 && rank == 0", WIDE),
     Mutant("cluster: blocks start before barriers are made (64 in)", "conv3x3_sm90.cuh",
@@ -174,6 +175,26 @@ MUTANTS = [
     Mutant("cluster: blocks start before barriers are made", "conv3x3_sm90_deep.cuh",
            "sync_blocks<cluster>();\n\n  if (warp < 4)",
            "sync_blocks<cluster>();", "", DEEP),
+    Mutant("gradient90: no wait for a row of x", "weight_gradient_sm90.cuh", "xs.wait(start + i + ky);",
+           "xs.wait(start + i + ky);", "", FEW),
+    Mutant("gradient90: no wait for a row of dy", "weight_gradient_sm90.cuh", "dys.wait(rows + i);",
+           "dys.wait(rows + i);", "", FEW),
+    Mutant("gradient90: no fence before products", "weight_gradient_sm90.cuh", "products_fence();",
+           "products_fence();", "", FEW),
+    Mutant("gradient90: a row is freed while its products are under way", "weight_gradient_sm90.cuh",
+           "products_wait<1>();", "products_wait<1>();", "products_wait<2>();", FEW),
+    Mutant("gradient90: sums are stored before the last products are done", "weight_gradient_sm90.cuh",
+           "products_wait<0>();", "products_wait<0>();", "products_wait<1>();", FEW),
+    Mutant("gradient90: rows that one reads alone are not freed by the others", "weight_gradient_sm90.cuh",
+           "for (int s = 0; s < ky; s++) xs.release", "s < ky", "s + 1 < ky", FEW),
+    Mutant("gradient90: the next tap's columns start two pixels on", "weight_gradient_sm90.cuh",
+           "b = depths_descriptor(x, kPixel)", "kPixel", "2 * kPixel", FEW),
+    Mutant("gradient90: a tap's descriptor starts one pixel late", "weight_gradient_sm90.cuh",
+           "b + (k + kx) * kPixel / 16", "(k + kx)", "(k + kx + 1)", FEW),
+    Mutant("gradient90: rows of dy come one too low", "weight_gradient_sm90.cuh", "out, walk.x, y + 1, walk.n, 0);",
+           "y + 1", "y + 2", FEW),
+    Mutant("gradient90: sums of two rows of taps change places", "weight_gradient_sm90.cuh",
+           "+ ky * 3 * kChunk * kChunk", "ky", "(ky ^ (ky < 2))", FEW),
 ]
 
 

@@ -87,6 +87,44 @@ def test_float16_and_bfloat16_outputs_of_larger_pictures(backend, op, dtype):
     compare_low(case, results, dtype)
 
 
+def launched(backend, run):
+    """Names of the kernels that `run` launches, each refused once. None of them runs."""
+    names = []
+    backend.module.capture_begin()
+    try:
+        while True:
+            backend.module.refuse_after(len(names))
+            try:
+                run()
+            except RuntimeError as error:
+                names.append(str(error).split(":")[0])
+            else:
+                return names
+    finally:
+        backend.module.refuse_after(-1)
+        backend.module.capture_end()
+
+
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+@pytest.mark.parametrize("case", [case for op in ("conv", "block", "reconstruct")
+                                  for case in cases_of(op, (("real", 2, 3, 5),))], ids=name_of)
+def test_sm90_kernels_in_float16_and_bfloat16(backend, monkeypatch, case, dtype):
+    monkeypatch.setenv("DBLR_FAST_SM90", "on")
+    compare_low(case, ours(backend, case, dtype), dtype)
+
+
+def test_weight_gradients_by_sm90_kernels(backend, monkeypatch):
+    """A source that is normalised on the way becomes a map first."""
+    monkeypatch.setenv("DBLR_FAST_SM90", "on")
+    for op, count in (("conv", 1), ("block", 2), ("reconstruct", 2)):
+        names = launched(backend, lambda: ours(backend, (op, "real", 1, 2, 3, op in NORMED), torch.float16))
+        assert names.count("weight_gradient_sm90") == count and "weight_gradient" not in names, (op, names)
+        if op == "block":
+            assert names[names.index("weight_gradient_sm90") - 1] == "norm_apply"
+    names = launched(backend, lambda: ours(backend, ("block", "odd", 1, 2, 3, True), torch.float16))
+    assert names.count("weight_gradient") == 2 and "weight_gradient_sm90" not in names
+
+
 LAYOUTS = {
     "nchw": lambda t: t.contiguous(),
     "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),

@@ -142,6 +142,6 @@ def test_machine_code(library, arch):
         assert not used & {"LDL", "STL"}, f"{kernel} keeps values in local memory"
     assert "HMMA" in code["conv3x3_kernel"] and "HMMA" in code["weight_gradient_kernel"]
     hopper = {kernel for kernel in code if "sm90" in kernel and "pack" not in kernel}
-    assert hopper
+    assert {"conv3x3_sm90_kernel", "conv3x3_sm90_deep_kernel", "weight_gradient_sm90_kernel"} == hopper
     for kernel in hopper:
         assert ("HGMMA" in code[kernel]) == (arch == "90a"), kernel

@@ -19,15 +19,6 @@ void require(bool right, const char* what) {
   if (!right) throw std::invalid_argument(std::string("conv3x3_sm90: ") + what);
 }
 
-// Code for sm_90a runs on compute capability 9.0 and on nothing newer.
-void require_hopper() {
-  require_capability(90);
-  const DeviceFacts& facts = device_facts();
-  if (facts.major == 9 && facts.minor == 0) return;
-  throw DeviceError("conv3x3_sm90 runs on GPUs of compute capability 9.0 alone, this one has " +
-                    std::to_string(facts.major) + "." + std::to_string(facts.minor) + "; take conv3x3");
-}
-
 bool like(const Map& map, const Map& x, Index out) {
   return map.kind == x.kind && map.n == x.n && map.h == x.h && map.w == x.w && map.c == out;
 }
@@ -193,7 +184,7 @@ bool conv3x3_sm90_takes(const Source& source, Index out, const Epilogue& e) {
 }
 
 void conv3x3_sm90(const Source& source, const PackedWeights90& weights, const Epilogue& epilogue, Stream stream) {
-  require_hopper();
+  require_hopper("conv3x3_sm90", "conv3x3");
   const Map& x = source.x;
   require(conv3x3_sm90_takes(source, weights.out, epilogue), "it does not compute this (see conv3x3_sm90_takes).");
   require(x.kind == weights.kind && x.c == weights.in, "the source must have the weights' type and channels.");

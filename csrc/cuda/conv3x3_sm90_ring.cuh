@@ -10,11 +10,10 @@ namespace sm90 {
 
 constexpr int kColumns = 128;                      // pixels of a row that a block computes
 constexpr int kPixel = 128;                        // bytes of a pixel's 64 channels: the width of the swizzle
-constexpr int kRowBytes = (kColumns + 2) * kPixel; // a row with its edges, as the copy engine counts it
-constexpr int kRowPitch = 17 * 1024;               // the same up to the next atom of the swizzle
+constexpr int kRowPitch = 17 * 1024;               // a row with its edges, up to the next atom of the swizzle
 constexpr int kRing = 8;                           // rows of the ring
 constexpr int kTileBytes = kColumns * kPixel;      // a row of results
-constexpr int kWarps = 8;                          // of the two warpgroups that multiply
+constexpr int kWarps = 8;                          // of a convolution's two warpgroups that multiply
 
 // ---- weights: fragments of A (64 out x 16 in) in the order of use, a vector of 16 bytes for each thread ----
 // Vector (((chunk of out * chunks of in + chunk of in) * 9 + tap) * 4 + k) * 128 + thread holds for channels
@@ -77,42 +76,45 @@ __device__ __forceinline__ Walk share_of(int units, int height, int strips, int 
   return {next, next + least + (block < more ? 1 : 0), height, strips};
 }
 
-// ---- the ring: row s (counted from the block's first) lies in slot s % 8, full and empty by turns ----
+// ---- the ring: row s (counted from the block's first) lies in slot s % slots, full and empty by turns ----
+// A row has `halo` pixels beside the block's columns on either side, and is free once `warps` warps have released it.
 // In a cluster every block holds the same rows: block s % cluster fetches row s for all of them, once all are done with
 // what was in its slot. The copy engine's zeros outside the picture are the convolution's padding.
 
-template <int cluster> struct Ring {
-  SharedAddress rows, full, empty;  // kRing slots, barriers, barriers
+template <int cluster, int warps = kWarps, int slots = kRing, int halo = 1> struct Ring {
+  static constexpr int kBytes = (kColumns + 2 * halo) * kPixel;  // of a row, as the copy engine counts it
+  static constexpr int kPitch = (kBytes + 1023) / 1024 * 1024;   // the same up to the next atom of the swizzle
+  SharedAddress rows, full, empty;                               // `slots` slots, barriers, barriers
 
   __device__ __forceinline__ void init() const {
-    for (int i = 0; i < kRing; i++) {
+    for (int i = 0; i < slots; i++) {
       barrier_init(full + 8 * i, 1);
-      barrier_init(empty + 8 * i, kWarps * cluster);
+      barrier_init(empty + 8 * i, warps * cluster);
     }
   }
 
-  // Pixels x - 1 to x + 128 of row y, channels from c. By one thread, s rising.
+  // Pixels x - halo to x + 127 + halo of row y, channels from c. By one thread, s rising.
   __device__ __forceinline__ void load(int s, const TensorMap& map, int c, int x, int y, int n, int rank) const {
-    const int slot = s % kRing, round = s / kRing;
-    const SharedAddress to = rows + slot * kRowPitch, ready = full + 8 * slot;
+    const int slot = s % slots, round = s / slots;
+    const SharedAddress to = rows + slot * kPitch, ready = full + 8 * slot;
     if constexpr (cluster == 1) {
       if (round > 0) barrier_wait(empty + 8 * slot, (round - 1) & 1);
-      barrier_arrive_expect(ready, kRowBytes);
-      load_box(to, map, c, x - 1, y, n, ready);
+      barrier_arrive_expect(ready, kBytes);
+      load_box(to, map, c, x - halo, y, n, ready);
     } else {
       // Each block tells its own barrier what to await; another's copy may complete there before it is told.
       if (round > 0) barrier_wait(ready, (round - 1) & 1);
-      barrier_arrive_expect(ready, kRowBytes);
+      barrier_arrive_expect(ready, kBytes);
       if (s % cluster == rank) {
         if (round > 0) barrier_wait(empty + 8 * slot, (round - 1) & 1);
-        load_box_multicast(to, map, c, x - 1, y, n, ready, (1 << cluster) - 1);
+        load_box_multicast(to, map, c, x - halo, y, n, ready, (1 << cluster) - 1);
       }
     }
   }
 
-  __device__ __forceinline__ void wait(int s) const { barrier_wait(full + 8 * (s % kRing), s / kRing & 1); }
+  __device__ __forceinline__ void wait(int s) const { barrier_wait(full + 8 * (s % slots), s / slots & 1); }
 
-  __device__ __forceinline__ SharedAddress row(int s) const { return rows + s % kRing * kRowPitch; }
+  __device__ __forceinline__ SharedAddress row(int s) const { return rows + s % slots * kPitch; }
 
   // By every warp for every row, used or not, once all its lanes are done. The wait keeps it from counting twice in
   // one round.
@@ -120,9 +122,9 @@ template <int cluster> struct Ring {
     if (lane != 0) return;
     wait(s);
     if constexpr (cluster == 1) {
-      barrier_arrive(empty + 8 * (s % kRing));
+      barrier_arrive(empty + 8 * (s % slots));
     } else {
-      barrier_arrive_in(empty + 8 * (s % kRing), s % cluster);
+      barrier_arrive_in(empty + 8 * (s % slots), s % cluster);
     }
   }
 };

@@ -111,6 +111,8 @@ void conv3x3(const Source& source, const PackedWeights& weights, const Epilogue&
 // type). partial: weight_gradient_partial_floats(...) floats. The number of partial sums depends on shapes alone.
 std::size_t weight_gradient_partial_floats(Index n, Index h, Index w, Index out, Index in);
 void weight_gradient(const Source& source, const Map& dy, float* dw, float* partial, Products products, Stream stream);
+// dw = the sum of `partials` partial sums, [partial][chunk of out][chunk of in][tap][64 out][64 in], in their order.
+void reduce_gradient(const float* partial, Index partials, Index out, Index in, float* dw, Stream stream);
 
 // ---- norm.cu: batch norm and other work by the pixel ----
 
@@ -199,5 +201,19 @@ PackedWeights90 pack_weights_sm90(const void* from, Kind from_kind, Index out, I
 // Whether conv3x3_sm90 takes these shapes and this epilogue (in and out multiples of 64, 16-bit maps).
 bool conv3x3_sm90_takes(const Source& source, Index out, const Epilogue& epilogue);
 void conv3x3_sm90(const Source& source, const PackedWeights90& weights, const Epilogue& epilogue, Stream stream);
+
+// ---- weight_gradient_sm90.cu: weight_gradient with wgmma and the copy engine, sm_90a alone ----
+
+// How the kernel works; what it computes is the same but for rounding. Tests try what the library does not.
+struct GradientCut {
+  Index blocks = 128;  // of all pairs of chunks; never by what the device is, so that sums come out alike on all
+  bool wide = false;   // one product for the three taps of a row, or one for each (see weight_gradient_sm90.cuh)
+};
+// Whether it takes these maps: 16-bit, channels multiples of 64, the source read as it is.
+bool weight_gradient_sm90_takes(const Map& x, const Map& dy);
+std::size_t weight_gradient_sm90_partial_floats(Index n, Index h, Index w, Index out, Index in,
+                                                const GradientCut& cut = {});
+void weight_gradient_sm90(const Map& x, const Map& dy, float* dw, float* partial, Stream stream,
+                          const GradientCut& cut = {});
 
 }  // namespace dblr

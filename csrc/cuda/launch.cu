@@ -86,4 +86,12 @@ void require_capability(int least) {
                     dotted(has) + "; take the torch backend");
 }
 
+void require_hopper(const char* name, const char* otherwise) {
+  require_capability(90);
+  const DeviceFacts& facts = device_facts();
+  if (facts.major == 9 && facts.minor == 0) return;
+  throw DeviceError(std::string(name) + " runs on GPUs of compute capability 9.0 alone, this one has " +
+                    std::to_string(facts.major) + "." + std::to_string(facts.minor) + "; take " + otherwise);
+}
+
 }  // namespace dblr

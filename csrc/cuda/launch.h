@@ -39,6 +39,9 @@ const DeviceFacts& device_facts();
 
 // Throws DeviceError unless the current device can run kernels that need compute capability `least` (80, 90).
 void require_capability(int least);
+// Throws DeviceError unless it is of compute capability 9.0: code for sm_90a runs on nothing newer. `otherwise`: what to
+// take instead of `name`.
+void require_hopper(const char* name, const char* otherwise);
 
 #ifdef DBLR_EMULATED
 

@@ -98,7 +98,23 @@ std::size_t partial_floats(const Map& x, Index channels) { return conv_partial_f
 Index tiles(const Map& x, const Tiling& tiling = {}) { return tiles_of(x.n, x.h, x.w, tiling); }
 
 std::size_t gradient_floats(const Map& x, const Weights& w) {
-  return weight_gradient_partial_floats(x.n, x.h, x.w, w.out, w.in);
+  return std::max(weight_gradient_partial_floats(x.n, x.h, x.w, w.out, w.in),
+                  weight_gradient_sm90_partial_floats(x.n, x.h, x.w, w.out, w.in));
+}
+
+// dw by the kernel that takes these maps. spare: like the source's map, for the kernel that reads a normalised source
+// as a map; what it holds is lost.
+void gradient_of_weights(const Call& call, Source source, const Map& dy, float* dw, float* sums,
+                         const Map& spare = {}) {
+  if (!call.sm90 || !weight_gradient_sm90_takes(source.x, dy)) {
+    weight_gradient(source, dy, dw, sums, call.products, call.stream);
+    return;
+  }
+  if (source.scale) {
+    norm_apply(source.x, source.scale, source.shift, source.relu, {}, spare, call.stream);
+    source = plain(spare);
+  }
+  weight_gradient_sm90(source.x, dy, dw, sums, call.stream);
 }
 
 // z = conv(source) with the batch's statistics -> mean, var and the layer's coefficients.
@@ -162,7 +178,7 @@ void conv_bn_act_backward(const Call& call, Workspace& workspace, const Map& gra
   merge_sums(partial, tiles(x), out, gradient.beta, gradient.gamma, call.stream);
   norm_backward_apply(grad, z, norm.scale, norm.shift, norm.invstd, norm.offset, gradient.beta, gradient.gamma, relu,
                       training, dz, call.stream);
-  weight_gradient(plain(x), dz, gradient.weight, sums, call.products, call.stream);
+  gradient_of_weights(call, plain(x), dz, gradient.weight, sums);
   if (!dx.data) return;
   Epilogue epilogue;
   epilogue.y = dx;
@@ -232,8 +248,8 @@ void residual_block_backward(const Call& call, Workspace& workspace, const Map& 
   merge_sums(partial, tiles(x), out, gradient2.beta, gradient2.gamma, call.stream);
   norm_backward_apply(grad, z2, norm2.scale, norm2.shift, norm2.invstd, norm2.offset, gradient2.beta, gradient2.gamma,
                       false, training, dz2, call.stream);
-  // The map between the convolutions was not kept: it is read as act(norm(z1)).
-  weight_gradient(normalised(z1, norm1), dz2, gradient2.weight, sums, call.products, call.stream);
+  // The map between the convolutions was not kept: it is read as act(norm(z1)), or made again where g1 comes to lie.
+  gradient_of_weights(call, normalised(z1, norm1), dz2, gradient2.weight, sums, g1);
 
   // The data gradient leaves masked by the ReLU, with both sums that the first batch norm's gradient needs.
   Epilogue epilogue;
@@ -250,7 +266,7 @@ void residual_block_backward(const Call& call, Workspace& workspace, const Map& 
   merge_sums(partial, tiles(x, tiling), middle, gradient1.beta, gradient1.gamma, call.stream);
   norm_backward_apply(g1, z1, norm1.scale, norm1.shift, norm1.invstd, norm1.offset, gradient1.beta, gradient1.gamma,
                       false, training, dz1, call.stream);
-  weight_gradient(plain(x), dz1, gradient1.weight, sums, call.products, call.stream);
+  gradient_of_weights(call, plain(x), dz1, gradient1.weight, sums);
   if (!dx.data) return;
   Epilogue last;
   last.add0 = grad;
@@ -287,7 +303,7 @@ void stem_backward(const Call& call, Workspace& workspace, const Map& grad, cons
   relu_backward(grad, y, d2, call.stream);
   channel_sums(d2, partial, call.stream);
   merge_sums(partial, tiles(y), s.w2.out, gradient.b2, nullptr, call.stream);
-  weight_gradient(plain(middle), d2, gradient.w2, sums, call.products, call.stream);
+  gradient_of_weights(call, plain(middle), d2, gradient.w2, sums);
 
   Epilogue epilogue;
   epilogue.mask = middle;
@@ -296,7 +312,7 @@ void stem_backward(const Call& call, Workspace& workspace, const Map& grad, cons
   epilogue.partial = partial;
   const Tiling tiling = adjoint2.convolve(call, plain(d2), epilogue);
   merge_sums(partial, tiles(y, tiling), s.w1.out, gradient.b1, nullptr, call.stream);
-  weight_gradient(plain(frames), d1, gradient.w1, sums, call.products, call.stream);
+  gradient_of_weights(call, plain(frames), d1, gradient.w1, sums);
   if (!dx.data) return;
   Epilogue last;
   last.y = dx;
@@ -339,7 +355,7 @@ void reconstruct_backward(const Call& call, Workspace& workspace, const void* gr
   taps_backward(grad, grad_kind, tail.taps, h2, dh2, call.stream);
   channel_sums(dh2, partial, call.stream);
   merge_sums(partial, tiles(x), last_channels, gradient.b2, nullptr, call.stream);
-  weight_gradient(plain(h1), dh2, gradient.w2, sums, call.products, call.stream);
+  gradient_of_weights(call, plain(h1), dh2, gradient.w2, sums);
 
   Epilogue epilogue;
   epilogue.mask = h1;
@@ -348,7 +364,7 @@ void reconstruct_backward(const Call& call, Workspace& workspace, const void* gr
   epilogue.partial = partial;
   const Tiling tiling = adjoint2.convolve(call, plain(dh2), epilogue);
   merge_sums(partial, tiles(x, tiling), middle, gradient.b1, nullptr, call.stream);
-  weight_gradient(plain(x), dh1, gradient.w1, sums, call.products, call.stream);
+  gradient_of_weights(call, plain(x), dh1, gradient.w1, sums);
   if (!dx.data) return;
   Epilogue last;
   last.y = dx;

@@ -28,7 +28,7 @@ class Workspace {
 struct Call {
   Stream stream = nullptr;
   Products products = Products::exact;
-  bool sm90 = false;  // conv3x3_sm90 where it takes the layer
+  bool sm90 = false;  // conv3x3_sm90 and weight_gradient_sm90 where they take the layer
 };
 
 // Weights of a 3x3 convolution as torch holds them: contiguous (out, in, 3, 3).

@@ -108,4 +108,82 @@ __device__ __forceinline__ void products_64x256x16(float (&d)[128], const std::u
 #endif
 }
 
+// Descriptor of a matrix that lies depth by depth (transposed, "MN-major"), with the same swizzle: a row of 128 bytes
+// is one depth of 64 rows of A or columns of B, eight depths an atom. The next 64 rows or columns start `leading` bytes
+// further, a multiple of 16. Depth k starts at first + 128 k bytes. `first` may lie inside an atom, as above.
+__device__ __forceinline__ std::uint64_t depths_descriptor(SharedAddress first, int leading) {
+  constexpr std::uint64_t stride = 1024 / 16, swizzle_128 = 1;
+  return (first & 0x3ffff) >> 4 | static_cast<std::uint64_t>(leading >> 4) << 16 | stride << 32 | swizzle_128 << 62;
+}
+
+// d (64 x columns, float32, as above) += a (64 x 16) b (16 x columns), both in shared memory depth by depth.
+
+template <class E>
+__device__ __forceinline__ void products_64x64x16(float (&d)[32], std::uint64_t a, std::uint64_t b) {
+  static_assert(sizeof(E) == 2);  // no other type may be transposed
+#ifdef DBLR_EMULATED
+  emulated::products<E>(d, a, b, 64);
+#else
+#define DBLR_WGMMA(type) \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {" \
+               "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, " \
+               "%18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31 " \
+               "}, %32, %33, 1, 1, 1, 1, 1;" \
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), \
+               "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), \
+               "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), \
+               "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), \
+               "+f"(d[29]), "+f"(d[30]), "+f"(d[31]) \
+               : "l"(a), "l"(b))
+  if constexpr (kIsF16<E>) {
+    DBLR_WGMMA("f16");
+  } else {
+    DBLR_WGMMA("bf16");
+  }
+#undef DBLR_WGMMA
+#endif
+}
+
+// d[i] holds columns 64 i to 64 i + 63.
+template <class E>
+__device__ __forceinline__ void products_64x192x16(float (&d)[3][32], std::uint64_t a, std::uint64_t b) {
+  static_assert(sizeof(E) == 2);  // no other type may be transposed
+#ifdef DBLR_EMULATED
+  emulated::products<E>(&d[0][0], a, b, 192);
+#else
+#define DBLR_WGMMA(type) \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n192k16.f32." type "." type " {" \
+               "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, " \
+               "%18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, " \
+               "%34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, " \
+               "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, " \
+               "%66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, " \
+               "%82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95 " \
+               "}, %96, %97, 1, 1, 1, 1, 1;" \
+               : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[0][4]), "+f"(d[0][5]), \
+               "+f"(d[0][6]), "+f"(d[0][7]), "+f"(d[0][8]), "+f"(d[0][9]), "+f"(d[0][10]), "+f"(d[0][11]), \
+               "+f"(d[0][12]), "+f"(d[0][13]), "+f"(d[0][14]), "+f"(d[0][15]), "+f"(d[0][16]), "+f"(d[0][17]), \
+               "+f"(d[0][18]), "+f"(d[0][19]), "+f"(d[0][20]), "+f"(d[0][21]), "+f"(d[0][22]), "+f"(d[0][23]), \
+               "+f"(d[0][24]), "+f"(d[0][25]), "+f"(d[0][26]), "+f"(d[0][27]), "+f"(d[0][28]), "+f"(d[0][29]), \
+               "+f"(d[0][30]), "+f"(d[0][31]), "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]), \
+               "+f"(d[1][4]), "+f"(d[1][5]), "+f"(d[1][6]), "+f"(d[1][7]), "+f"(d[1][8]), "+f"(d[1][9]), \
+               "+f"(d[1][10]), "+f"(d[1][11]), "+f"(d[1][12]), "+f"(d[1][13]), "+f"(d[1][14]), "+f"(d[1][15]), \
+               "+f"(d[1][16]), "+f"(d[1][17]), "+f"(d[1][18]), "+f"(d[1][19]), "+f"(d[1][20]), "+f"(d[1][21]), \
+               "+f"(d[1][22]), "+f"(d[1][23]), "+f"(d[1][24]), "+f"(d[1][25]), "+f"(d[1][26]), "+f"(d[1][27]), \
+               "+f"(d[1][28]), "+f"(d[1][29]), "+f"(d[1][30]), "+f"(d[1][31]), "+f"(d[2][0]), "+f"(d[2][1]), \
+               "+f"(d[2][2]), "+f"(d[2][3]), "+f"(d[2][4]), "+f"(d[2][5]), "+f"(d[2][6]), "+f"(d[2][7]), \
+               "+f"(d[2][8]), "+f"(d[2][9]), "+f"(d[2][10]), "+f"(d[2][11]), "+f"(d[2][12]), "+f"(d[2][13]), \
+               "+f"(d[2][14]), "+f"(d[2][15]), "+f"(d[2][16]), "+f"(d[2][17]), "+f"(d[2][18]), "+f"(d[2][19]), \
+               "+f"(d[2][20]), "+f"(d[2][21]), "+f"(d[2][22]), "+f"(d[2][23]), "+f"(d[2][24]), "+f"(d[2][25]), \
+               "+f"(d[2][26]), "+f"(d[2][27]), "+f"(d[2][28]), "+f"(d[2][29]), "+f"(d[2][30]), "+f"(d[2][31]) \
+               : "l"(a), "l"(b))
+  if constexpr (kIsF16<E>) {
+    DBLR_WGMMA("f16");
+  } else {
+    DBLR_WGMMA("bf16");
+  }
+#undef DBLR_WGMMA
+#endif
+}
+
 }  // namespace dblr

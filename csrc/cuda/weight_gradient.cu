@@ -60,18 +60,22 @@ void weight_gradient(const Source& source, const Map& dy, float* dw, float* part
                       : products == Products::tf32 ? weight_gradient_kernel<float, TensorGradient<float>>
                                                    : weight_gradient_kernel<float, ExactGradient>;
   launch("weight_gradient", kernel, how, p, stream);
+  reduce_gradient(partial, partials, dy.c, x.c, dw, stream);
+}
 
+void reduce_gradient(const float* partial, Index partials, Index out, Index in, float* dw, Stream stream) {
+  const Index pairs = chunks(out) * chunks(in);
   ReduceGradientParams r{};
   r.partial = partial;
   r.partials = partials;
-  r.out = dy.c;
-  r.in = x.c;
-  r.in_chunks = in_chunks;
-  r.stride = out_chunks * in_chunks * kGradientSums;
+  r.out = out;
+  r.in = in;
+  r.in_chunks = chunks(in);
+  r.stride = pairs * kGradientSums;
   r.dw = dw;
   Launch reduce;
   reduce.x = 9 * kChunk;
-  reduce.y = static_cast<unsigned>(out_chunks * in_chunks);
+  reduce.y = static_cast<unsigned>(pairs);
   reduce.threads = kGradientThreads;
   reduce.shared = kGradientThreads * sizeof(double);
   launch("reduce_gradient", reduce_gradient_kernel, reduce, r, stream);

@@ -1,8 +1,9 @@
-// The launchers of conv3x3_sm90.cu, for tests: a map is (address, n, h, w, c, kind) or None, other arrays are
-// addresses, 0 where there is none.
+// The launchers of conv3x3_sm90.cu and weight_gradient_sm90.cu, for tests: a map is (address, n, h, w, c, kind) or
+// None, other arrays are addresses, 0 where there is none.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -84,4 +85,16 @@ void bind_sm90(py::module_& m) {
     conv3x3_sm90(source_of(source), {reinterpret_cast<void*>(address), out, in, kind_of(kind)}, epilogue_of(epilogue),
                  nullptr);
   });
+  m.def("weight_gradient_sm90_takes", [](const Given& x, const Given& dy) {
+    return weight_gradient_sm90_takes(map_of(x), map_of(dy));
+  });
+  // shape: n, h, w, out, in.
+  m.def("weight_gradient_sm90_partial_floats", [](const std::array<Index, 5>& shape, Index blocks) {
+    return weight_gradient_sm90_partial_floats(shape[0], shape[1], shape[2], shape[3], shape[4], {blocks, false});
+  }, py::arg("shape"), py::arg("blocks") = GradientCut{}.blocks);
+  m.def("weight_gradient_sm90", [](const Given& x, const Given& dy, Address dw, Address partial, Index blocks,
+                                   bool wide) {
+    weight_gradient_sm90(map_of(x), map_of(dy), floats(dw), floats(partial), nullptr, {blocks, wide});
+  }, py::arg("x"), py::arg("dy"), py::arg("dw"), py::arg("partial"), py::arg("blocks") = GradientCut{}.blocks,
+        py::arg("wide") = GradientCut{}.wide);
 }

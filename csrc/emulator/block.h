@@ -48,12 +48,22 @@ struct Sums {  // accumulators of a thread whose products are under way, or were
   int under_way = 0;
 };
 
+struct ProductShape {  // what all four warps of a warpgroup must agree on
+  std::uint64_t a;     // A's descriptor; 0 where A is in registers
+  std::uint64_t b;
+  int columns;
+  bool transposed;  // A is in shared memory, and both operands lie depth by depth
+  bool f16;
+
+  bool operator!=(const ProductShape& o) const {
+    return a != o.a || b != o.b || columns != o.columns || transposed != o.transposed || f16 != o.f16;
+  }
+};
+
 struct Product {  // of a warp: its lane's share
   int sums;       // index into Thread::sums
   std::uint32_t a[4];
-  std::uint64_t b;
-  int columns;
-  bool f16;
+  ProductShape shape;
 };
 
 struct Thread {
@@ -109,12 +119,6 @@ struct MemoryBarrier {  // mbarrier
   bool fenced = false;
   unsigned initialised_by = 0;
   std::vector<Thread*> waiting;
-};
-
-struct ProductShape {  // what all four warps of a warpgroup must agree on
-  std::uint64_t b;
-  int columns;
-  bool f16;
 };
 
 struct Block {

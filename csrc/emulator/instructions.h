@@ -81,11 +81,16 @@ void products_fence();
 void products_commit();
 void products_wait(int pending);
 void products(float* d, const std::uint32_t* a, std::uint64_t b, int columns, bool f16);
+void products(float* d, std::uint64_t a, std::uint64_t b, int columns, bool f16);  // both transposed
 
 template <class E, int sums>
 void products(float (&d)[sums], const std::uint32_t (&a)[4], std::uint64_t b, int columns) {
   static_assert(sums == 64 || sums == 128);
   products(&d[0], &a[0], b, columns, kF16<E>);
+}
+
+template <class E> void products(float* d, std::uint64_t a, std::uint64_t b, int columns) {
+  products(d, a, b, columns, kF16<E>);
 }
 
 }  // namespace emulated

@@ -1,4 +1,4 @@
-// wgmma: products of a warpgroup, with A in registers and B in shared memory, done when they are waited for.
+// wgmma: products of a warpgroup, with B in shared memory and A in registers or there too, done when waited for.
 //
 // Each warp's quarter is done at that warp's own wait: what another warp lets be overwritten too early is then seen.
 #include <algorithm>
@@ -36,50 +36,87 @@ struct Wait {
   std::size_t products;
 };
 
-// B's column n is a row of 128 bytes, eight rows an atom; k runs along the row. The 16-byte chunks change places by
-// bits 7 to 9 of the address, whatever bits those of the start are.
-void load_b(const Product& product, std::vector<float>& b) {
-  const auto start = static_cast<SharedAddress>((product.b & 0x3fff) << 4);
-  const auto stride = static_cast<SharedAddress>((product.b >> 32 & 0x3fff) << 4);
-  if (product.b >> 62 != 1) fault("wgmma", "only descriptors with the 128-byte swizzle are known here");
-  if (product.b >> 49 & 7) fault("wgmma", "only descriptors with base offset 0 are known here");
+// Where a descriptor starts. What other layouts would mean is not known here.
+SharedAddress start_of(std::uint64_t descriptor) {
+  if (descriptor >> 62 != 1) fault("wgmma", "only descriptors with the 128-byte swizzle are known here");
+  if (descriptor >> 49 & 7) fault("wgmma", "only descriptors with base offset 0 are known here");
+  return static_cast<SharedAddress>((descriptor & 0x3fff) << 4);
+}
+SharedAddress leading_of(std::uint64_t descriptor) {
+  return static_cast<SharedAddress>((descriptor >> 16 & 0x3fff) << 4);
+}
+SharedAddress stride_of(std::uint64_t descriptor) {
+  return static_cast<SharedAddress>((descriptor >> 32 & 0x3fff) << 4);
+}
+
+// Eight elements side by side. The 16-byte chunks change places by bits 7 to 9 of the address, whatever bits those of
+// the descriptor's start are.
+void load_chunk(SharedAddress at, bool f16, float (&v)[8]) {
+  std::uint16_t half[8];
+  std::memcpy(half, shared_at("wgmma", block(), at ^ ((at >> 7 & 7) << 4), 16, 16), 16);
+  for (int i = 0; i < 8; i++) v[i] = f16 ? float_of_f16(half[i]) : float_of_bf16(half[i]);
+}
+
+// B's column n is a row of 128 bytes, eight rows an atom; k runs along the row. To b[k][column].
+void load_b(const ProductShape& product, std::vector<float>& b) {
+  const SharedAddress start = start_of(product.b), stride = stride_of(product.b);
   if (start % 128 + 32 > 128) fault("wgmma", "the depth of a product runs over its row of 128 bytes");
   const int columns = product.columns;
   for (int n = 0; n < columns; n++) {
     const SharedAddress row =
         start + static_cast<SharedAddress>(n / 8) * stride + static_cast<SharedAddress>(n % 8) * 128;
     for (int k = 0; k < 16; k += 8) {
-      const SharedAddress at = row + static_cast<SharedAddress>(k) * 2, moved = at ^ ((at >> 7 & 7) << 4);
-      std::uint16_t half[8];
-      std::memcpy(half, shared_at("wgmma", block(), moved, 16, 16), 16);
-      for (int i = 0; i < 8; i++) {
-        const float v = product.f16 ? float_of_f16(half[i]) : float_of_bf16(half[i]);
-        b[static_cast<std::size_t>((k + i) * columns + n)] = v;
-      }
+      float v[8];
+      load_chunk(row + static_cast<SharedAddress>(k) * 2, product.f16, v);
+      for (int i = 0; i < 8; i++) b[static_cast<std::size_t>((k + i) * columns + n)] = v[i];
+    }
+  }
+}
+
+// Transposed: depth k is a row of 128 bytes of 64 rows of A or columns of B, eight depths an atom; the next 64 lie the
+// leading offset further, the next eight depths the stride. Visits all depths of eight by eight from `first` on.
+template <class Visit>
+void load_depths(std::uint64_t descriptor, int first, int count, bool f16, const Visit& visit) {
+  const SharedAddress start = start_of(descriptor), leading = leading_of(descriptor), stride = stride_of(descriptor);
+  if (start % 128 != 0) fault("wgmma", "a transposed operand starts within its row of 128 bytes");
+  for (int k = 0; k < 16; k++) {
+    const SharedAddress row =
+        start + static_cast<SharedAddress>(k / 8) * stride + static_cast<SharedAddress>(k % 8) * 128;
+    for (int n = first; n < first + count; n += 8) {
+      float v[8];
+      load_chunk(row + static_cast<SharedAddress>(n / 64) * leading + static_cast<SharedAddress>(n % 64) * 2, f16, v);
+      for (int i = 0; i < 8; i++) visit(k, n + i, v[i]);
     }
   }
 }
 
 void do_product(void** operands, std::size_t at) {
   const auto lane_at = [&](int l) -> Thread& { return *static_cast<Wait*>(operands[l])->thread; };
-  const Product& first = lane_at(0).products[at];
-  const auto columns = static_cast<std::size_t>(first.columns);
+  const ProductShape shape = lane_at(0).products[at].shape;
+  const auto columns = static_cast<std::size_t>(shape.columns);
   float a[16][16];
   for (int l = 0; l < 32; l++) {
     const Product& mine = lane_at(l).products[at];
-    if (mine.b != first.b || mine.columns != first.columns || mine.f16 != first.f16) {
-      fault("wgmma", "lanes 0 and " + std::to_string(l) + " issue different products");
-    }
+    if (mine.shape != shape) fault("wgmma", "lanes 0 and " + std::to_string(l) + " issue different products");
+    if (shape.transposed) continue;
     for (int q = 0; q < 4; q++) {
       for (int half = 0; half < 2; half++) {
         const auto v = static_cast<std::uint16_t>(mine.a[q] >> 16 * half);
-        a[l / 4 + q % 2 * 8][l % 4 * 2 + q / 2 * 8 + half] = mine.f16 ? float_of_f16(v) : float_of_bf16(v);
+        a[l / 4 + q % 2 * 8][l % 4 * 2 + q / 2 * 8 + half] = shape.f16 ? float_of_f16(v) : float_of_bf16(v);
       }
     }
   }
   static std::vector<float> b, sum;
   b.resize(16 * columns);
-  load_b(first, b);
+  if (shape.transposed) {
+    const int rows = static_cast<int>(lane_at(0).index / 32 % 4) * 16;
+    load_depths(shape.a, rows, 16, shape.f16, [&](int k, int row, float v) { a[row - rows][k] = v; });
+    load_depths(shape.b, 0, shape.columns, shape.f16, [&](int k, int column, float v) {
+      b[static_cast<std::size_t>(k * shape.columns + column)] = v;
+    });
+  } else {
+    load_b(shape, b);
+  }
   sum.assign(16 * columns, 0.0f);
   for (std::size_t i = 0; i < 16; i++) {
     for (std::size_t k = 0; k < 16; k++) {
@@ -110,9 +147,8 @@ void do_wait(void** operands, unsigned) {
   }
   for (std::size_t i = 0; i < first.products; i++) {
     const Product& product = first.thread->products[i];
-    if (shapes.size() == w.products_done) shapes.push_back({product.b, product.columns, product.f16});
-    const ProductShape& shape = shapes[w.products_done++];
-    if (shape.b != product.b || shape.columns != product.columns || shape.f16 != product.f16) {
+    if (shapes.size() == w.products_done) shapes.push_back(product.shape);
+    if (shapes[w.products_done++] != product.shape) {
       fault("wgmma", "warp " + std::to_string(number) + " issues other products than the warps of its warpgroup");
     }
     do_product(operands, i);
@@ -130,6 +166,15 @@ void do_wait(void** operands, unsigned) {
   }
 }
 
+void issue(float* d, Product product) {
+  needs_capability("wgmma", 9);
+  const std::size_t last = self->index / 128 * 4 + 3;
+  if (last >= block().warps.size()) fault("wgmma", "the warpgroup has fewer than four warps");
+  sums_at(d, static_cast<std::size_t>(product.shape.columns) / 2, product.sums).under_way++;
+  self->products.push_back(product);
+  self->products_open++;
+}
+
 }  // namespace
 
 void products_fence() {
@@ -138,13 +183,11 @@ void products_fence() {
 }
 
 void products(float* d, const std::uint32_t* a, std::uint64_t b, int columns, bool f16) {
-  needs_capability("wgmma", 9);
-  const std::size_t last = self->index / 128 * 4 + 3;
-  if (last >= block().warps.size()) fault("wgmma", "the warpgroup has fewer than four warps");
-  int index = 0;
-  sums_at(d, static_cast<std::size_t>(columns) / 2, index).under_way++;
-  self->products.push_back({index, {a[0], a[1], a[2], a[3]}, b, columns, f16});
-  self->products_open++;
+  issue(d, {0, {a[0], a[1], a[2], a[3]}, {0, b, columns, false, f16}});
+}
+
+void products(float* d, std::uint64_t a, std::uint64_t b, int columns, bool f16) {
+  issue(d, {0, {}, {a, b, columns, true, f16}});
 }
 
 void products_commit() {

@@ -49,6 +49,16 @@ template <class E> struct Problem {
     sync_threads();
   }
 
+  // Both operands transposed: depth k of 64 rows or columns is the row of 128 bytes at `first` + 128 k, the next 64 lie
+  // `leading` further.
+  template <class At> void store_depths(int count, int first, int leading, const At& value) const {
+    for (int i = static_cast<int>(threadIdx.x); i < count * 16 * steps; i += kThreads) {
+      const int n = i % count, k = i / count, at = first + n / 64 * leading + k * 128;
+      const E v = value(n, k);
+      std::memcpy(dynamic_shared() + at + ((n % 64 / 8) ^ (at / 128 % 8)) * 16 + n % 8 * 2, &v, 2);
+    }
+  }
+
   void check() const {
     for (int row = 0; row < 64; row++) {
       for (int column = 0; column < columns; column++) {
@@ -94,6 +104,46 @@ template <class E, int columns> void check_products() {
   }
 }
 
+// Both operands in shared memory, in mid-atom too. Blocks of 64 columns apart, or each the one before from its second
+// depth on.
+template <class E, int columns> void check_transposed_products() {
+  for (const int first : {0, 128, 640}) {
+    for (const int leading : {128, 8192}) {
+      Problem<E> problem(columns, 2);
+      if (leading == 128) {
+        const auto values = random_values<E>(64 * 34);
+        for (int i = 0; i < 32 * columns; i++) {
+          const int k = i / columns, n = i % columns;
+          problem.b[static_cast<std::size_t>(i)] = values[static_cast<std::size_t>((k + n / 64) * 64 + n % 64)];
+        }
+      }
+      int early = 0;
+      run({kThreads, 48 * 1024}, [&] {
+        problem.store_depths(64, first, 0, [&](int row, int k) { return problem.a_at(row, k); });
+        problem.store_depths(columns, 8192 + first, leading, [&](int n, int k) { return problem.b_at(k, n); });
+        fence_proxy_async();
+        sync_threads();
+        float d[columns / 64][32];
+        for (int i = 0; i < columns / 2; i++) d[i / 32][i % 32] = problem.c[problem.place(i)];
+        const SharedAddress at = shared_address(dynamic_shared()) + static_cast<SharedAddress>(first);
+        products_fence();
+        for (unsigned k = 0; k < 2; k++) {
+          const std::uint64_t a = depths_descriptor(at + k * 2048, 128);
+          const std::uint64_t b = depths_descriptor(at + 8192 + k * 2048, leading);
+          if constexpr (columns == 64) products_64x64x16<E>(d[0], a, b);
+          else products_64x192x16<E>(d, a, b);
+        }
+        products_commit();
+        for (int i = 0; i < columns / 2; i++) early += !std::isnan(d[i / 32][i % 32]);
+        products_wait<0>();
+        for (int i = 0; i < columns / 2; i++) problem.d[problem.place(i)] = d[i / 32][i % 32];
+      });
+      expect(early == 0, early, " sums were there before the wait");
+      problem.check();
+    }
+  }
+}
+
 using Kernel = std::function<void(float (&)[64], const std::uint32_t (&)[4], std::uint64_t)>;
 
 // Runs `kernel` with sums, a fragment and a descriptor that are right.
@@ -115,6 +165,11 @@ TEST(wgmma_f16_128) { check_products<F16, 128>(); }
 TEST(wgmma_bf16_128) { check_products<BF16, 128>(); }
 TEST(wgmma_f16_256) { check_products<F16, 256>(); }
 TEST(wgmma_bf16_256) { check_products<BF16, 256>(); }
+
+TEST(wgmma_f16_transposed_64) { check_transposed_products<F16, 64>(); }
+TEST(wgmma_bf16_transposed_64) { check_transposed_products<BF16, 64>(); }
+TEST(wgmma_f16_transposed_192) { check_transposed_products<F16, 192>(); }
+TEST(wgmma_bf16_transposed_192) { check_transposed_products<BF16, 192>(); }
 
 TEST(wgmma_groups) {  // two groups with sums of their own: the first is done while the second is under way
   Problem<F16> problem(128, 2);
@@ -205,6 +260,22 @@ TEST(wgmma_misuse) {
     products_commit();
     products_wait<0>();
   });
+  const auto transposed = [&](std::vector<std::string> parts, std::uint64_t a, std::uint64_t b, unsigned other = 4) {
+    planted(parts, [=](float (&)[64], const std::uint32_t (&)[4], std::uint64_t) {
+      float d[32] = {};
+      const std::uint64_t right = depths_descriptor(shared_address(dynamic_shared()), 128);
+      products_fence();
+      products_64x64x16<F16>(d, right + (threadIdx.x / 32 == other ? 8 : a), right + b);
+      products_commit();
+      products_wait<0>();
+    });
+  };
+  transposed({"wgmma", "within its row of 128 bytes"}, 0, 2);
+  transposed({"wgmma", "within its row of 128 bytes"}, 2, 0);
+  transposed({"base offset 0"}, 1ull << 49, 0);
+  transposed({"128-byte swizzle"}, 0, 1ull << 62);
+  transposed({"wgmma", "outside"}, 0, 15 * 64);
+  transposed({"issues other products"}, 0, 0, 2);
   fails({96, 16 * 1024}, {"fewer than four warps"}, [] {
     float d[64] = {};
     const std::uint32_t a[4] = {};

@@ -38,7 +38,8 @@ def layers(model, height, width, size):
         return name, 2 * 9 * inner * out * pixels, maps * size * pixels
 
     middle = 16 * (model.frames - 2)
-    rows = [("L1+L2", 2 * 9 * pixels * (27 * middle // 9 + middle * w), pixels * (model.frames * 4 + w * size))]
+    rows = [("L1", 2 * 27 * middle * pixels, pixels * (model.frames * 4 + middle * size)),
+            layer("L2", middle, w, middle + w)]
     for i in range(len(model.body())):
         rows.append(layer(f"L{i + 3}", w, w, (2 + i % 2) * w))
     rows.append(layer("L33", w, 4 * w, 5 * w))

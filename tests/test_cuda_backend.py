@@ -245,18 +245,25 @@ def test_network_variants(backend, variant, frames, tail_skip, blocks):
     assert_close_as_eager("network", y, outputs(model, x), copy.deepcopy(model).double()(x.double()))
 
 
+@pytest.mark.parametrize("frames", (5, 7))  # L1's map of 48 or 80 channels is written with 64 or 128
 @torch.no_grad()
-def test_sm90_kernels_give_the_networks_result(backend, monkeypatch):
-    _, fold = networks(0)
-    x = torch.rand(1, 5, 5, 18)
-    hopper = backend.network(fold, "half", CPU)(x, (0, 5, 0, 18))
+def test_sm90_kernels_give_the_networks_result(backend, monkeypatch, frames):
+    _, fold = networks(0, frames=frames)
+    x = torch.rand(1, frames, 5, 18)
+
+    def network(precision):
+        network = backend.network(fold, precision, CPU)
+        return network(x, (0, 5, 0, 18)), network._native.packed_bytes()
+
+    hopper, hopper_bytes = network("half")
     assert backend.uses_sm90(CPU) and "sm_90a kernels" in backend.kernels(CPU)
     monkeypatch.setenv("DBLR_FAST_SM90", "off")
     assert not backend.uses_sm90(CPU) and "portable" in backend.kernels(CPU)
-    portable = backend.network(fold, "half", CPU)(x, (0, 5, 0, 18))
+    portable, portable_bytes = network("half")
     monkeypatch.delenv("DBLR_FAST_SM90")
-    exact = backend.network(fold, "exact", CPU)(x, (0, 5, 0, 18)).double()
-    assert_close_as_eager("sm_90a", hopper.half(), portable.half(), exact)
+    chunks = (1 if frames == 5 else 2) + 2 + 4 + 16  # of L2, the body, L33 and L34
+    assert hopper_bytes - portable_bytes == chunks * 9 * 64 * 64 * 2
+    assert_close_as_eager("sm_90a", hopper.half(), portable.half(), network("exact")[0].double())
     backend.module.set_device(8, 0)
     try:
         assert not backend.uses_sm90(CPU) and "9.0 alone" in backend.kernels(CPU)
@@ -268,6 +275,8 @@ def test_sm90_kernels_give_the_networks_result(backend, monkeypatch):
 def test_network_reuses_its_workspace(backend):
     network = backend.network(networks(0)[1], "half", CPU)
     assert network.workspace_bytes(40, 40) == 656 * 1600
+    wide = backend.network(networks(0, frames=11)[1], "half", CPU)  # 144 channels of L1, in the last of the body's maps
+    assert wide.workspace_bytes(40, 40) == (656 - 512 + 2 * 128 + 288) * 1600
     pictures = [torch.rand(1, 5, h, 11) for h in (8, 5)]
     expected = [network(x, (0, x.shape[2], 0, 11)) for x in pictures]
     address = network._workspace.data_ptr()

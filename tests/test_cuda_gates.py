@@ -140,7 +140,8 @@ def test_machine_code(library, arch):
     code = instructions(library, arch)
     for kernel, used in code.items():
         assert not used & {"LDL", "STL"}, f"{kernel} keeps values in local memory"
-    assert "HMMA" in code["conv3x3_kernel"] and "HMMA" in code["weight_gradient_kernel"]
+    for kernel in ("conv3x3_kernel", "stem_kernel", "weight_gradient_kernel"):
+        assert "HMMA" in code[kernel], kernel
     hopper = {kernel for kernel in code if "sm90" in kernel and "pack" not in kernel}
     assert {"conv3x3_sm90_kernel", "conv3x3_sm90_deep_kernel", "weight_gradient_sm90_kernel"} == hopper
     for kernel in hopper:

@@ -130,4 +130,27 @@ template <class E> __device__ __forceinline__ Vector16 narrow(const float (&in)[
 // NaN passes through, as in torch (fmaxf would drop it).
 __device__ __forceinline__ float rectify(float v) { return v < 0.0f ? 0.0f : v; }
 
+// pack of both values rectified, in one instruction (sm_80 and later).
+template <class E> __device__ __forceinline__ std::uint32_t pack_rectified(float low, float high);
+
+template <> __device__ __forceinline__ std::uint32_t pack_rectified<F16>(float low, float high) {
+#ifdef DBLR_EMULATED
+  return pack<F16>(rectify(low), rectify(high));
+#else
+  std::uint32_t r;
+  asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  return r;
+#endif
+}
+
+template <> __device__ __forceinline__ std::uint32_t pack_rectified<BF16>(float low, float high) {
+#ifdef DBLR_EMULATED
+  return pack<BF16>(rectify(low), rectify(high));
+#else
+  std::uint32_t r;
+  asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  return r;
+#endif
+}
+
 }  // namespace dblr

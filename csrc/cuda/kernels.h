@@ -151,21 +151,21 @@ struct Strided {
 };
 void copy_map(const Strided& from, const Map& to, Stream stream);
 
-// ---- stem.cu ----
+// ---- stem.cu: L1, from planes to a map ----
 
-// L1 and L2 in one kernel. x: (n, frames, h, w) float32 or 16-bit at element strides; w1 (middle, frames, 3, 3) planar
-// weights (3-D ones as bands), w2 (width, middle, 3, 3). packed by pack_stem, elements of `kind`.
+// Weights (channels, in, 3, 3), planar (3-D ones as bands), of the first `frames` of `in` alone, packed by pack_stem,
+// elements of `kind`.
 struct StemWeights {
   const void* data = nullptr;
-  const float *b1 = nullptr, *b2 = nullptr;
-  Index frames = 0, middle = 0, width = 0;
+  Index frames = 0, channels = 0;
   Kind kind = Kind::f16;
 };
-std::size_t stem_bytes(Index frames, Index middle, Index width, Kind kind);
-StemWeights pack_stem(const void* w1, const void* w2, Kind from_kind, const float* b1, const float* b2, Index frames,
-                      Index middle, Index width, Kind kind, void* to, Stream stream);
-// y (n, h, w, width) of weights.kind. middle_out: unless null also receives L1's output (for backward).
-void stem(const Strided& x, const StemWeights& weights, const Map& y, const Map& middle_out, Products products,
+std::size_t stem_bytes(Index frames, Index channels, Kind kind);
+StemWeights pack_stem(const void* from, Kind from_kind, Index in, Index frames, Index channels, Kind kind, void* to,
+                      Stream stream);
+// y = ReLU(conv3x3(x) + bias), (n, h, w, channels) of weights.kind. x: (n, frames, h, w) float32 or 16-bit at element
+// strides.
+void stem(const Strided& x, const StemWeights& weights, const float* bias, const Map& y, Products products,
           Stream stream);
 
 // ---- reconstruct.cu: L35's edges ----

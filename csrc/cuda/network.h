@@ -9,7 +9,7 @@ namespace dblr {
 
 class CudaNetwork {
  public:
-  // Channels of the window, the stem's middle, the body and the tail.
+  // Channels of the window, of L1, the body and the tail.
   struct Shape {
     Index frames, middle, width, tail;
   };
@@ -55,7 +55,7 @@ class CudaNetwork {
   Shape shape_;
   Weights weights_;
   StemWeights stem_;
-  std::vector<Convolution> convolutions_;  // the body's, then L33 and L34
+  std::vector<Convolution> convolutions_;  // L2, the body's, L33 and L34
 };
 
 }  // namespace dblr

@@ -94,6 +94,13 @@ Source normalised(const Map& z, const Coefficients& c) {
   return source;
 }
 
+// y = ReLU(L1(x)); its weights are packed into `memory`.
+void first_layer(const Call& call, const Strided& x, const Stem& s, void* memory, const Map& y) {
+  const StemWeights packed =
+      pack_stem(s.w1.data, s.w1.kind, s.w1.in, x.c, s.w1.out, y.kind, memory, call.stream);
+  stem(x, packed, s.b1, y, call.products, call.stream);
+}
+
 std::size_t partial_floats(const Map& x, Index channels) { return conv_partial_floats(x.n, x.h, x.w, channels); }
 Index tiles(const Map& x, const Tiling& tiling = {}) { return tiles_of(x.n, x.h, x.w, tiling); }
 
@@ -275,31 +282,30 @@ void residual_block_backward(const Call& call, Workspace& workspace, const Map& 
 }
 
 void stem_forward(const Call& call, Workspace& workspace, const Strided& x, const Stem& s, const Map& y) {
-  void* const memory = workspace.bytes(stem_bytes(s.w1.in, s.w1.out, s.w2.out, y.kind));
+  void* const first = workspace.bytes(stem_bytes(x.c, s.w1.out, y.kind));
+  const Filter second(workspace, s.w2, y.kind);
+  const Map middle = workspace.map(y, s.w1.out);
   if (workspace.measuring()) return;
-  const StemWeights packed = pack_stem(s.w1.data, s.w2.data, s.w1.kind, s.b1, s.b2, s.w1.in, s.w1.out, s.w2.out, y.kind,
-                                       memory, call.stream);
-  stem(x, packed, y, {}, call.products, call.stream);
+
+  first_layer(call, x, s, first, middle);
+  Epilogue epilogue;
+  epilogue.shift = s.b2;
+  epilogue.relu = true;
+  epilogue.y = y;
+  second.convolve(call, plain(middle), epilogue);
 }
 
 void stem_backward(const Call& call, Workspace& workspace, const Map& grad, const Strided& x, const Map& y,
                    const Stem& s, const Map& dx, const StemGradient& gradient) {
-  const Filter first(workspace, s.w1, y.kind), adjoint1(workspace, s.w1, y.kind, true),
-      adjoint2(workspace, s.w2, y.kind, true);
+  void* const first = workspace.bytes(stem_bytes(x.c, s.w1.out, y.kind));
+  const Filter adjoint1(workspace, s.w1, y.kind, true), adjoint2(workspace, s.w2, y.kind, true);
   const Map frames = workspace.map(y, s.w1.in), middle = workspace.map(y, s.w1.out), d1 = workspace.map(y, s.w1.out),
             d2 = workspace.map(y, s.w2.out);
   float* const partial = workspace.floats(partial_floats(y, std::max(s.w1.out, s.w2.out)));
   float* const sums = workspace.floats(std::max(gradient_floats(y, s.w1), gradient_floats(y, s.w2)));
   if (workspace.measuring()) return;
 
-  // L1's output was not kept. Computed from the planes as a map, which L1's weight gradient needs anyway.
-  copy_map(x, frames, call.stream);
-  Epilogue again;
-  again.shift = s.b1;
-  again.relu = true;
-  again.y = middle;
-  first.convolve(call, plain(frames), again);
-
+  first_layer(call, x, s, first, middle);  // its output was not kept
   relu_backward(grad, y, d2, call.stream);
   channel_sums(d2, partial, call.stream);
   merge_sums(partial, tiles(y), s.w2.out, gradient.b2, nullptr, call.stream);
@@ -312,6 +318,7 @@ void stem_backward(const Call& call, Workspace& workspace, const Map& grad, cons
   epilogue.partial = partial;
   const Tiling tiling = adjoint2.convolve(call, plain(d2), epilogue);
   merge_sums(partial, tiles(y, tiling), s.w1.out, gradient.b1, nullptr, call.stream);
+  copy_map(x, frames, call.stream);
   gradient_of_weights(call, plain(frames), d1, gradient.w1, sums);
   if (!dx.data) return;
   Epilogue last;

@@ -66,7 +66,8 @@ void residual_block_backward(const Call& call, Workspace& workspace, const Map& 
                              float eps, const Map& dx, const ConvNormGradient& gradient1,
                              const ConvNormGradient& gradient2);
 
-// x: planes (n, frames, h, w) in any strides. Weights are planar; biases float32.
+// x: planes (n, frames, h, w) in any strides. Weights are planar (w1.in may be more than there are frames); biases
+// float32.
 struct Stem {
   Weights w1, w2;
   const float *b1, *b2;

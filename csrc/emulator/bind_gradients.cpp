@@ -44,23 +44,21 @@ void bind_gradients(py::module_& m) {
     weight_gradient({map_of(x), floats(scale), floats(shift), relu}, map_of(dy), floats(dw), floats(partial),
                     products_of(products), nullptr);
   });
-  m.def("stem_bytes", [](Index frames, Index middle, Index width, const std::string& kind) {
-    return stem_bytes(frames, middle, width, kind_of(kind));
+  m.def("stem_bytes", [](Index frames, Index channels, const std::string& kind) {
+    return stem_bytes(frames, channels, kind_of(kind));
   });
-  // sizes: frames, middle, width.
-  m.def("pack_stem", [](Address w1, Address w2, const std::string& from_kind, const std::array<Index, 3>& sizes,
+  // sizes: in, frames, channels.
+  m.def("pack_stem", [](Address from, const std::string& from_kind, const std::array<Index, 3>& sizes,
                         const std::string& kind, Address to) {
-    pack_stem(memory(w1), memory(w2), kind_of(from_kind), nullptr, nullptr, sizes[0], sizes[1], sizes[2],
-              kind_of(kind), memory(to), nullptr);
+    pack_stem(memory(from), kind_of(from_kind), sizes[0], sizes[1], sizes[2], kind_of(kind), memory(to), nullptr);
   });
   // shape and strides: n, frames, h, w.
   m.def("stem", [](Address x, const std::array<Index, 4>& shape, const std::array<Index, 4>& strides,
-                   const std::string& x_kind, Address packed, Address b1, Address b2, Index middle, Index width,
-                   const Given& y, const Given& middle_out, const std::string& products) {
+                   const std::string& x_kind, Address packed, Address bias, Index channels, const Given& y,
+                   const std::string& products) {
     stem({memory(x), shape[0], shape[1], shape[2], shape[3], strides[0], strides[1], strides[2], strides[3],
           kind_of(x_kind)},
-         {memory(packed), floats(b1), floats(b2), shape[1], middle, width, map_of(y).kind}, map_of(y),
-         map_of(middle_out), products_of(products), nullptr);
+         {memory(packed), shape[1], channels, map_of(y).kind}, floats(bias), map_of(y), products_of(products), nullptr);
   });
   m.def("sum_taps", [](Address taps, Index planes, Index n, Index h, Index w, Address bias, Address y,
                        const std::string& kind) {

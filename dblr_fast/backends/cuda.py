@@ -14,7 +14,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from .cuda_call import KINDS, LEVELS, Call, padded, up
+from .cuda_call import KINDS, LEVELS, Call, middle_of, padded
 from .cuda_network import CudaNetwork
 from .planar import planar_stem, stem_gradients
 from .protocol import FoldedNetwork
@@ -155,7 +155,7 @@ class CudaBackend:
         with self.on(x.device):
             call = Call(self, x, self.level)
             w1, b1, w2 = planar_stem(w1, b1, w2)
-            middle, y = up(w1.shape[0], 8), call.new_map(x, w2.shape[0])
+            middle, y = middle_of(w1.shape[0], call.unit, call.sm90), call.new_map(x, w2.shape[0])
             self.module.stem(call.call, call.allocate, call.planes(x), call.weight(w1, middle, w1.shape[1]),
                              call.vector(b1, middle), call.weight(w2, None, middle), call.vector(b2), call.tuple_of(y))
             return call.out(y, w2.shape[0])

@@ -20,6 +20,11 @@ def up(channels: int, unit: int) -> int:
     return -(-channels // unit) * unit
 
 
+def middle_of(channels: int, unit: int, sm90: bool) -> int:
+    """Channels of L1's map: in 16 bits the sm_90a convolution of L2 takes multiples of 64 alone."""
+    return up(channels, 64 if sm90 and unit == 8 else unit)
+
+
 def padded(t: Tensor, *shape: int, value: float = 0.0) -> Tensor:
     """t, its first dimensions filled up to `shape`."""
     if all(have == want for have, want in zip(t.shape, shape)):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from .cuda_call import KINDS, LEVELS, padded, up
+from .cuda_call import KINDS, LEVELS, middle_of, padded, up
 from .planar import planar_stem
 
 GRAPHS = 16  # sizes whose graph is kept; a tiled picture has nine at most
@@ -60,11 +60,11 @@ class CudaNetwork:
         self._backend, self.device = backend, device
         self._kept: list[Tensor] = []  # biases and taps, whose addresses the launches hold
         dtype = LEVELS[precision]
+        sm90 = backend.uses_sm90(device) and dtype != torch.float32
         with backend.on(device):
-            weights, keep = self._arguments(folded, 4 if dtype == torch.float32 else 8)
+            weights, keep = self._arguments(folded, 4 if dtype == torch.float32 else 8, sm90)
             self._native = backend.module.Network(
-                kind=KINDS[dtype], tf32=precision == "fast",
-                sm90=backend.uses_sm90(device) and dtype != torch.float32, tail_skip=folded.tail_skip, **weights)
+                kind=KINDS[dtype], tf32=precision == "fast", sm90=sm90, tail_skip=folded.tail_skip, **weights)
             self._packed = self._allocate(self._native.packed_bytes())
             self._native.pack(self._packed.data_ptr(), backend.stream(device))
             if not backend.emulated:  # runs may come on other streams; and then the weights' memory is free again
@@ -73,7 +73,7 @@ class CudaNetwork:
         self._graphs: OrderedDict[tuple, _Graph | None] = OrderedDict()
         self._workspace = self._last = self._stream = None  # _stream, _last: of the latest call
 
-    def _arguments(self, folded, unit):
+    def _arguments(self, folded, unit, sm90):
         """(what the extension takes, the vectors among it): channels filled up to a multiple of `unit` with zeros."""
         kept, weights = [], []
 
@@ -88,7 +88,8 @@ class CudaNetwork:
         w1, b1, w2, b2 = folded.stem
         w1, b1, w2 = planar_stem(w1, b1, w2)
         t1, c1, t2, c2, t3, c3 = folded.tail
-        middle, width, tail = up(w1.shape[0], 8), up(w2.shape[0], unit), up(t1.shape[0], unit)
+        middle = middle_of(w1.shape[0], unit, sm90)
+        width, tail = up(w2.shape[0], unit), up(t1.shape[0], unit)
         kept += [ready(t3.reshape(-1, 9).t(), 9, tail), ready(c3, 1)]
         arguments = dict(
             shape=(w1.shape[1], middle, width, tail), taps=kept[0].data_ptr(), tap_bias=kept[1].data_ptr(),

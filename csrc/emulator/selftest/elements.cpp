@@ -49,6 +49,13 @@ TEST(bf16) {
   check_format(8, 7, [](std::uint16_t b) { return widen(BF16{b}); }, [](float v) { return narrow<BF16>(v).bits; });
 }
 
+TEST(rectified) {
+  expect(pack_rectified<F16>(1.5f, -2.0f) == 0x3e00 && pack_rectified<F16>(-1.0f, 1e30f) == 0x7c000000u, "of F16");
+  expect(pack_rectified<BF16>(-1.0f, 1.5f) == 0x3fc00000u, "of BF16");
+  expect((pack_rectified<F16>(NAN, 0.0f) & 0x7fff) > 0x7c00 && (pack_rectified<BF16>(NAN, 0.0f) & 0x7fff) > 0x7f80,
+         "NaN stays");
+}
+
 TEST(tf32) {
   expect(to_tf32(bits_of(1.0f) + 0x0fff) == bits_of(1.0f), "below the tie");
   expect(to_tf32(bits_of(1.0f) + 0x1000) == bits_of(1.0f) + 0x2000, "a tie goes away from zero");

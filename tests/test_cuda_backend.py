@@ -119,6 +119,17 @@ def test_weight_gradients_by_sm90_kernels(backend, monkeypatch):
     assert names.count("weight_gradient") == 2 and "weight_gradient_sm90" not in names
 
 
+@pytest.mark.parametrize("op", ("stem_3d", "stem_2d"))
+def test_second_layer_by_sm90_kernels(backend, op):
+    """L1's map is given the channels that they take, forward and backward; L1's own gradients stay portable."""
+    case = op, "real", 2, 3, 5, False
+    names = launched(backend, lambda: ours(backend, case, torch.float16))
+    assert names[:4] == ["pack_stem", "stem", "pack_weights_sm90", "conv3x3_sm90"], names
+    counts = {name: names.count(name) for name in ("stem", "conv3x3_sm90", "conv3x3", "weight_gradient_sm90")}
+    assert counts == {"stem": 2, "conv3x3_sm90": 2, "conv3x3": 1, "weight_gradient_sm90": 1}, names
+    compare_low(case, ours(backend, case, torch.float16), torch.float16)
+
+
 LAYOUTS = {
     "nchw": lambda t: t.contiguous(),
     "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
@@ -269,8 +280,8 @@ def test_sm90_kernels_give_the_networks_result(backend, monkeypatch, frames):
 def test_network_reuses_its_workspace(backend):
     network = backend.network(networks(0)[1], "half", CPU)
     assert network.workspace_bytes(40, 40) == 656 * 1600
-    wide = backend.network(networks(0, frames=11)[1], "half", CPU)  # 144 channels of L1, in the last of the body's maps
-    assert wide.workspace_bytes(40, 40) == (656 - 512 + 2 * 128 + 288) * 1600
+    wide = backend.network(networks(0, frames=11)[1], "half", CPU)  # L1's 144 channels, as 192, in the last map
+    assert wide.workspace_bytes(40, 40) == (656 - 512 + 2 * 128 + 2 * 192) * 1600
     pictures = [torch.rand(1, 5, h, 11) for h in (8, 5)]
     expected = [network(x, (0, x.shape[2], 0, 11)) for x in pictures]
     address = network._workspace.data_ptr()

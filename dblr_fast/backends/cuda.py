@@ -164,12 +164,15 @@ class CudaBackend:
         with self.on(x.device):
             call = Call(self, x, self.level)
             planar1, bias1, planar2 = planar_stem(w1, b1, w2)
-            dw1, dw2 = call.new_weight(planar1), call.new_weight(planar2)
-            db1, db2 = call.new(dw1.shape[0]), call.new(dw2.shape[0])
+            frames, width = call.up(planar1.shape[1]), call.up(planar2.shape[0])
+            middle = middle_of(planar1.shape[0], call.unit, call.sm90)
+            dw1, dw2 = call.new(middle, frames, 3, 3), call.new(width, middle, 3, 3)
+            db1, db2 = call.new(middle), call.new(width)
             dx = call.new_map(x, x.shape[1]) if need_x else None
             self.module.stem_backward(
-                call.call, call.allocate, call.map(grad), call.planes(x), call.map(y), call.weight(planar1),
-                call.vector(bias1), call.weight(planar2), call.tuple_of(dx), _addresses((dw1, db1, dw2, db2)))
+                call.call, call.allocate, call.map(grad), call.planes(x), call.map(y), call.weight(planar1, middle),
+                call.vector(bias1, middle), call.weight(planar2, width, middle), call.tuple_of(dx),
+                _addresses((dw1, db1, dw2, db2)))
             dw1, db1, dw2 = dw1[:planar1.shape[0], :planar1.shape[1]], db1[:len(bias1)], _cut(dw2, planar2)
             dw1, db1, dw2 = stem_gradients(dw1, db1, dw2, w1, w2)
             dx = None if dx is None else dx[..., :x.shape[1]].permute(0, 3, 1, 2).to(x.dtype).contiguous()

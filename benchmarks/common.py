@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -79,9 +80,10 @@ def timed(run, device):
 PAUSE = 0.3
 
 
-def interleaved(candidates, repeats, device, inputs=None, warm=False):
+def interleaved(candidates, repeats, device, inputs=None, warm=False, calls=1):
     """{name: [seconds]}: every candidate once a round, so that drift of the machine hits all alike.
 
+    calls: how many, one after another, make a measurement; the seconds are of one.
     inputs: what candidates are called with in turn, so that nothing stays in cache; None: they take nothing.
     warm: whether each has run before, which is warm-up enough on a CPU.
     """
@@ -89,11 +91,13 @@ def interleaved(candidates, repeats, device, inputs=None, warm=False):
     warm_up = 3 if device.type == "cuda" else int(not warm)
     for round_ in range(repeats + warm_up):
         for name, run in candidates.items():
-            arguments = () if inputs is None else (inputs[round_ % len(inputs)],)
+            def measured(run=run, round_=round_):
+                for i in range(calls):
+                    run(*(() if inputs is None else (inputs[(round_ + i) % len(inputs)],)))
             synchronize(device)
             if device.type != "cuda":
                 time.sleep(PAUSE)  # until other libraries' waiting threads sleep, see above
-            seconds = timed(lambda: run(*arguments), device)
+            seconds = timed(measured, device) / calls
             if round_ >= warm_up:
                 times[name].append(seconds)
     return times
@@ -153,7 +157,7 @@ def spread(seconds):
 
 
 def machine(device):
-    """Device, versions and commit that a result belongs to."""
+    """Device, versions and commit that a result belongs to; DBLR_FAST_COMMIT names it where git cannot."""
     import dblr_fast
 
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
@@ -163,7 +167,8 @@ def machine(device):
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor.name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__, "dblr_fast": dblr_fast.__version__, "python": platform.python_version(),
-        "commit": commit.stdout.strip() + ("+changes" if changed.stdout.strip() else ""),
+        "commit": os.environ.get("DBLR_FAST_COMMIT")
+                  or commit.stdout.strip() + ("+changes" if changed.stdout.strip() else ""),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
     }
     if environment.limited_to_avx2():

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # On a machine with a GPU: builds, tests, checks memory accesses and measures in one go of under nine minutes.
-#   bash benchmarks/gpu_check.sh RESULTS          the CUDA kernels
+#   bash benchmarks/gpu_check.sh RESULTS          the CUDA kernels, and what users have beside them
 #   bash benchmarks/gpu_check.sh RESULTS triton   the Triton kernels, after that (what it built is used)
-# Leaves in RESULTS: build.log, info.txt, tests.txt, sanitizer.txt, *.json and the tables as throughput.txt; of Triton
-# triton_tests.txt, triton.txt and the configurations it chose.
-# DBLR_FAST_CUDA_ARCHS defaults to this GPU's own, to save time.
+# Leaves in RESULTS: build.log, info.txt, *.log of tests and sanitizers, summary.txt, *.json and the tables as
+# throughput.txt; of Triton its tests' log, triton.txt and the configurations it chose.
+# DBLR_FAST_WHEEL is installed instead of building. DBLR_FAST_CUDA_ARCHS defaults to this GPU's own, to save time.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:?usage: gpu_check.sh RESULTS_FOLDER [triton]}
@@ -18,38 +18,54 @@ if [ -z "${DBLR_FAST_CUDA_ARCHS:-}" ]; then
 fi
 section() { echo "== $1 ($(date +%T))"; }
 
+# In the background, side by side with others: NAME SECONDS COMMAND...
+beside() {
+    local name=$1 limit=$2
+    shift 2
+    {
+        timeout -k 3 "$limit" "$@" >"$name.log" 2>&1
+        echo "$name: exit status $?, $(tail -n 1 "$name.log" | cut -c1-120)" | tee -a summary.txt
+    } &
+}
+
 section build
 installed() { (cd / && $python -c "import dblr_fast") 2>/dev/null; }
 if [ "$part" != triton ] || ! installed; then
-    DBLR_FAST_CUDA=on $python -m pip install --no-build-isolation --no-deps . >"$out/build.log" 2>&1 \
-        || { tail -n 30 "$out/build.log"; exit 1; }
+    what=${DBLR_FAST_WHEEL:-.}
+    DBLR_FAST_CUDA=on $python -m pip install --no-build-isolation --no-deps --force-reinstall "$what" \
+        >"$out/build.log" 2>&1 || { tail -n 30 "$out/build.log"; exit 1; }
 fi
+root=$PWD
 cd "$out" || exit 1 # away from the checkout, whose dblr_fast is not built
-root=$OLDPWD
 $python -m dblr_fast info 2>&1 | tee info.txt
+test="$python -m pytest -q --tb=short -p no:cacheprovider"
 
 if [ "$part" = triton ]; then
     section tests
-    timeout 240 $python -m pytest "$root/tests/test_triton_device.py" -q -x 2>&1 | tail -n 30 | tee triton_tests.txt
+    beside triton_tests 400 $test "$root/tests/test_triton_device.py"
+    wait
     section layers
-    timeout 120 $python "$root/benchmarks/layers.py" --backend triton --json layers_triton.json 2>&1 | tee -a triton.txt
-    section throughput # of every backend that runs here, in one run; the first calls measure configurations
-    timeout 160 $python "$root/benchmarks/throughput.py" --device cuda --precision half --peers compile \
-        --sizes 640x360 1280x720 --repeats 15 --json triton_half.json 2>&1 | tee -a triton.txt
+    timeout 120 $python "$root/benchmarks/layers.py" --backend triton --json layers_triton.json 2>&1 | tee triton.txt
     cp "${DBLR_FAST_CACHE:-$HOME/.cache/dblr_fast}"/triton-*.json . 2>/dev/null # what was chosen
     exit 0
 fi
 
-# The parity of every kernel comes first: nothing below counts if it fails.
-section tests
-timeout 150 $python -m pytest "$root/tests/test_cuda_device.py" -q -x 2>&1 | tail -n 30 | tee tests.txt
-
-section "compute-sanitizer"
+# Parity comes first: nothing below counts if it fails. One process a group, for a fault in a kernel ends its process.
+section "tests and compute-sanitizer"
+device=$root/tests/test_cuda_device.py
+export OMP_NUM_THREADS=2
+beside test_float32 150 $test "$device" -k test_float32
+beside test_16_bits 150 $test "$device" -k "test_float16_and_bfloat16 or test_portable_kernels"
+beside test_network 150 $test "$device" -k "network or engine or graphs"
+beside test_others 150 $test "$device" -k "not test_float32 and not 16 and not network and not engine and not graphs"
 for tool in memcheck racecheck; do
-    echo "-- $tool" | tee -a sanitizer.txt
-    timeout 60 compute-sanitizer --tool $tool --error-exitcode 9 $python "$root/benchmarks/gpu_smoke.py" 2>&1 \
-        | tail -n 12 | tee -a sanitizer.txt
+    for what in train infer; do
+        beside ${tool}_$what 150 \
+            compute-sanitizer --tool $tool --error-exitcode 9 $python "$root/benchmarks/gpu_smoke.py" $what
+    done
 done
+wait
+unset OMP_NUM_THREADS
 
 section layers
 for switch in off on; do
@@ -57,14 +73,14 @@ for switch in off on; do
         | tee -a throughput.txt
 done
 
-section throughput
-DBLR_FAST_SM90=on timeout 100 $python "$root/benchmarks/throughput.py" --device cuda --precision half --peers compile tensorrt \
-    --sizes 1280x720 --repeats 30 --json cuda_half_sm90.json 2>&1 | tee -a throughput.txt
-for precision in half bf16 fast exact; do
-    timeout 40 $python "$root/benchmarks/throughput.py" --device cuda --precision $precision \
-        --sizes 640x360 1280x720 --repeats 15 --json cuda_$precision.json 2>&1 | tee -a throughput.txt
-done
-
 section "training step"
-timeout 60 $python "$root/benchmarks/train_step.py" --device cuda --autocast half --repeats 20 --json cuda_train.json 2>&1 \
-    | tee -a throughput.txt
+timeout 60 $python "$root/benchmarks/train_step.py" --device cuda --autocast bf16 --repeats 20 \
+    --json cuda_train.json 2>&1 | tee -a throughput.txt
+
+section throughput # of every backend that runs here, in one run; Triton's first calls measure configurations
+timeout 240 $python "$root/benchmarks/throughput.py" --device cuda --precision half --peers compile tensorrt \
+    --sizes 1280x720 640x360 --repeats 11 --json cuda_half.json 2>&1 | tee -a throughput.txt
+for precision in bf16 fast exact; do
+    timeout 40 $python "$root/benchmarks/throughput.py" --device cuda --precision $precision --backends cuda \
+        --sizes 1280x720 --repeats 5 --json cuda_$precision.json 2>&1 | tee -a throughput.txt
+done

@@ -1,4 +1,9 @@
-"""Every kernel once at small, odd sizes: what compute-sanitizer watches (`benchmarks/gpu_check.sh` calls it)."""
+"""Every kernel once at small, odd sizes: what compute-sanitizer watches (`benchmarks/gpu_check.sh` calls it).
+
+    python benchmarks/gpu_smoke.py [train | infer]      both by default
+"""
+
+import sys
 
 import torch
 
@@ -20,10 +25,11 @@ def infer(precision):
 
 
 if __name__ == "__main__":
+    parts = sys.argv[1:] or ["train", "infer"]
     with dblr_fast.use_backend("cuda"):
-        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        for dtype in (torch.float32, torch.float16, torch.bfloat16) if "train" in parts else ():
             train(dtype)
-        for precision in ("exact", "fast", "half", "bf16"):
+        for precision in ("exact", "fast", "half", "bf16") if "infer" in parts else ():
             infer(precision)
     torch.cuda.synchronize()
     print("every kernel ran")

@@ -85,7 +85,8 @@ def main():
     convolutions = iter(floors)
     rows = []
     for name, seconds in kernel_times(engine, frames, arguments.repeats):
-        layer, floor = next(convolutions, ("", 0.0)) if "stem" in name or "conv3x3" in name else ("", 0.0)
+        convolves = any(part in name for part in ("stem", "conv3x3", "planes_convolution"))
+        layer, floor = next(convolutions, ("", 0.0)) if convolves else ("", 0.0)
         rows.append(dict(layer=layer, kernel=name[:80], seconds=seconds, floor_s=floor,
                          of_floor=floor / seconds if floor else None))
         print(f"{layer:8} {seconds * 1e6:9.1f} us  floor {floor * 1e6:7.1f}  {name[:70]}")

@@ -8,8 +8,9 @@ tuned, on a GPU cudnn.benchmark on and the same precision. --peers adds the othe
 this device knows, or those named), each in its fastest setting and with torch's number of threads; a missing one
 is a printed line. --avx2 limits all to AVX2. The network has random weights.
 
-Times are medians over interleaved rounds, on a CPU after a short pause each, on a GPU between device events, over
-inputs that take turns so that none stays in cache; GFLOP/s counts direct-convolution operations (Winograd does
+Times are medians over interleaved rounds, on a CPU after a short pause each, on a GPU between device events around
+--calls calls, one after another as for the frames of a video (so that the host works ahead), over inputs that take
+turns so that none stays in cache; GFLOP/s counts direct-convolution operations (Winograd does
 fewer); "of floor" is the time that those take at the rate of torch's own matrix product in that precision, measured
 in the same run, over the time taken. "ratio" is over the first row. On a CPU "net MiB" is the peak memory of a first
 run over what was held before it, in a process of its own. "error" is relative (RMS) against the network in float64,
@@ -49,6 +50,7 @@ def parse():
     parser.add_argument("--avx2", action="store_true", help="limit all to AVX2")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--calls", type=int, help="that make a measurement; default: 1, on a GPU 8")
     parser.add_argument("--blocks", type=int, default=14, help="residual blocks of the network")
     parser.add_argument("--error-crop", default="96x64", help="WIDTHxHEIGHT of the crop compared with float64")
     parser.add_argument("--no-memory", action="store_true", help="leave out the process of its own for each")
@@ -96,6 +98,7 @@ def measure(size, found, model, rates, arguments, device):
         return []
     batch, height, width = shape(size)
     inputs = [torch.rand(batch, model.frames, height, width, device=device) for _ in range(3)]
+    calls = arguments.calls or (1 if device.type == "cpu" else 8)
     work = batch * common.operations(model, height, width)
     crop_width, crop_height = (int(v) for v in arguments.error_crop.split("x"))
     crop = Crop(fold(model), inputs[0], (crop_height, crop_width))
@@ -103,14 +106,15 @@ def measure(size, found, model, rates, arguments, device):
     # Models of several precisions share a run on a CPU alone, where TF32 does not exist.
     with torch.no_grad(), common.float32_products(device, arguments.precision[0]):
         runs, first = candidates.built(found, model, inputs[0], crop)
-        times = common.interleaved(runs, arguments.repeats, device, inputs, warm=True)
+        times = common.interleaved(runs, arguments.repeats, device, inputs, warm=True, calls=calls)
     del runs
     net_memory.give_back()
     baseline, rows = next(iter(times)), []
     for candidate, seconds in times.items():
         median, low, high = common.spread(seconds)
         row = dict(size=size, candidate=candidate.label, precision=candidate.precision, median_s=median, min_s=low,
-                   max_s=high, repeats=len(seconds), frames_per_s=batch / median, tflops=work / median / 1e12,
+                   max_s=high, repeats=len(seconds), calls=calls, frames_per_s=batch / median,
+                   tflops=work / median / 1e12,
                    of_floor=work / rates[candidate.precision] / median,
                    ratio=common.spread(times[baseline])[0] / median, error=crop.error(first[candidate]),
                    error_crop=f"{crop_width}x{crop_height}",

@@ -31,7 +31,7 @@ TAPS = "test_cuda_gradients.py::test_backward_of_taps", ""
 SUMS = "test_cuda_gradients.py::test_channel_sums_and_relu", ""
 ROWS = "test_cuda_sm90.py::test_long_walk", "f16 and not bf16"
 ADDED = "test_cuda_sm90.py::test_epilogue", "f16 and not bf16"
-WIDE = "test_cuda_sm90.py::test_clusters", "f16 and not bf16"
+CLUSTERS = "test_cuda_sm90.py::test_clusters", "f16 and not bf16"
 DEEP = "test_cuda_sm90.py::test_deep_with_taps", "f16 and not bf16"
 MASK = "test_cuda_sm90.py::test_deep_mask_and_sums", "f16 and not bf16"
 FEW = "test_cuda_sm90.py::test_weight_gradient_in_few_blocks", "f16 and not bf16"
@@ -170,14 +170,10 @@ MUTANTS = [
            "barrier_arrive_in(empty + 8 * (s % slots), s % cluster);", "s % cluster", "(s + 1) % cluster", DEEP),
     Mutant("cluster: rows sent to one block alone", "conv3x3_sm90_ring.cuh", "ready, (1 << cluster) - 1);",
            "(1 << cluster) - 1", "1 << rank", DEEP),
-    Mutant("cluster: a row is overwritten once one block has read it (64 in)", "conv3x3_sm90_ring.cuh",
-           "barrier_init(empty + 8 * i, warps * cluster);", "warps * cluster", "warps", WIDE),
-    Mutant("cluster: a row is fetched twice (64 in)", "conv3x3_sm90_ring.cuh", "if (s % cluster == rank) {",
-           "s % cluster == rank", "s % cluster == rank || s == 9 && rank == 0", WIDE),
-    Mutant("cluster: blocks start before barriers are made (64 in)", "conv3x3_sm90.cuh",
-           "sync_blocks<cluster>();\n  Walk walk", "sync_blocks<cluster>();", "", WIDE),
-    Mutant("cluster: a block leaves while others need it (64 in)", "conv3x3_sm90.cuh",
-           "sync_blocks<cluster>();  // none leaves", "sync_blocks<cluster>();", "", WIDE),
+    Mutant("cluster: a row is overwritten once one block has read it", "conv3x3_sm90_ring.cuh",
+           "barrier_init(empty + 8 * i, warps * cluster);", "warps * cluster", "warps", CLUSTERS),
+    Mutant("cluster: a row is fetched twice", "conv3x3_sm90_ring.cuh", "if (s % cluster == rank) {",
+           "s % cluster == rank", "s % cluster == rank || s == 9 && rank == 0", CLUSTERS),
     Mutant("cluster: a block leaves while others need it", "conv3x3_sm90_deep.cuh",
            "sync_blocks<cluster>();  // none leaves", "sync_blocks<cluster>();", "", DEEP),
     Mutant("cluster: blocks start before barriers are made", "conv3x3_sm90_deep.cuh",

@@ -285,24 +285,25 @@ def test_more_out_channels(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("size", (1, 2, 4))
-def test_clusters(kind, size):
-    """However many blocks share a row's arrival: the same bits. Twice round the ring, and the end of a strip within."""
-    problem = Problem(kind, (2, 7, 9), out=256, relu=True)
-    K.set_device(multiprocessors=4, group=1)
-    alone = problem.run()[0]
-    K.set_device(multiprocessors=4, group=size)
-    assert torch.equal(problem.check()[0], alone)
-    problem = Problem(kind, (1, 2, 130), out=256, adds=1)
-    problem.check()
+def test_clusters(kind):
+    """Whether two blocks share a row's arrival or not: the same bits. Twice round the ring, and the end of a strip
+    within."""
+    for shape in ((2, 7, 9), (1, 2, 130)):
+        problem = Problem(kind, shape, inner=128, out=256, relu=True)
+        K.set_device(multiprocessors=4, group=1)
+        alone = problem.run()[0]
+        assert K.last_grid() == (4, 1)
+        K.set_device(multiprocessors=4, group=2)
+        assert torch.equal(problem.check()[0], alone)
+        assert K.last_grid() == (4, 2)
 
 
 @pytest.mark.parametrize("multiprocessors, group, grid", (
-    (132, 132, (132, 4)), (132, 16, (132, 4)), (132, 18, (132, 2)), (7, 7, (4, 4)), (3, 3, (4, 1)), (1, 1, (4, 1))))
+    (132, 132, (132, 2)), (132, 16, (132, 2)), (132, 17, (132, 1)), (7, 7, (4, 2)), (3, 3, (4, 1)), (1, 1, (4, 1))))
 def test_as_many_blocks_as_run_at_once(multiprocessors, group, grid):
     """A cluster needs its multiprocessors in one group; a size that would leave more of them idle is not taken."""
     K.set_device(multiprocessors=multiprocessors, group=group)
-    Problem("f16", (40, 1, 3), out=256).check()
+    Problem("f16", (40, 1, 3), inner=128, out=256).check()
     assert K.last_grid() == grid
 
 

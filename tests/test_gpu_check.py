@@ -71,12 +71,12 @@ def test_every_call_is_one_that_works(calls, part):
             assert set(given) <= options_of(script), f"{script}: {set(given) - options_of(script)}"
             assert Path(folder) == results.resolve()  # results lie beside one another, the checkout is not imported
             scripts += 1
-    assert scripts >= 2
+    assert scripts >= 1
     written = {path.name for path in results.iterdir()}
-    tests = "triton_tests.txt" if part else "tests.txt"
-    assert {"info.txt", tests} <= written and sum(name.endswith(".json") for name in written) == scripts
+    tests = "triton_tests.log" if part else "test_float32.log"
+    assert {"info.txt", "summary.txt", tests} <= written and sum(name.endswith(".json") for name in written) == scripts
     if not part:
-        assert "done" in (results / "sanitizer.txt").read_text() and "build.log" in written
+        assert "done" in (results / "racecheck_train.log").read_text() and "build.log" in written
 
 
 def test_a_folder_is_asked_for():

@@ -38,6 +38,8 @@ def kernel(monkeypatch, tmp_path):
     monkeypatch.setattr(tuning, "INTERPRETED", False)
     monkeypatch.setattr(tuning, "_chosen", {})
     monkeypatch.setattr(tuning, "_started", set())
+    monkeypatch.setattr(tuning, "ROUNDS", 1)
+    monkeypatch.setattr(tuning, "WARM_UP", 0.0)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     timed = []
     monkeypatch.setattr(tuning, "_seconds",
@@ -66,6 +68,23 @@ def test_the_fastest_is_taken_and_measured_once(kernel):
     launched(kernel, CIN=16)
     launched(kernel, x=torch.zeros(4, dtype=torch.float16))
     assert len(kernel.timed) == 4 * len(OPTIONS)
+
+
+def test_configurations_are_measured_in_turns_by_their_fastest_runs(kernel, monkeypatch):
+    seconds = iter([9, 8, 7, 2, 8, 7, 9, 1, 7])  # the device speeds up, and is held up once
+    monkeypatch.setattr(tuning, "ROUNDS", 3)
+    monkeypatch.setattr(tuning, "_seconds", lambda kernel, grid, arguments, o: kernel.timed.append(o) or next(seconds))
+    assert launched(kernel)[0] == (128,)
+    assert kernel.timed == OPTIONS * 3
+
+
+def test_a_configuration_that_the_device_refuses_is_left_out(kernel, monkeypatch):
+    def refusing(kernel, grid, arguments, option, start=tuning._start):
+        if option["BLOCK_P"] == 128:
+            raise tuning.triton.runtime.errors.OutOfResources(2, 1, "shared memory")
+        start(kernel, grid, arguments, option)
+    monkeypatch.setattr(tuning, "_start", refusing)
+    assert launched(kernel)[0] == (64,)
 
 
 def test_choices_outlive_the_process(kernel, monkeypatch):

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tuning
-from .common import SIZES, block_m, ceil_div, multiply, narrow, power_of_2, products, relu
+from .common import INTERPRETED, SIZES, block_m, ceil_div, multiply, narrow, power_of_2, products, relu
 from .weight_gradient import add_up, ranges_of
 
 
@@ -112,8 +112,16 @@ def shifted_sum(taps, bias, y, blocks, height, width, y0, x0, rows, columns, are
 
 
 def _option(cout: int) -> dict:
-    """The one configuration: a thread gathers 32 of a block's values, each by an address of its own."""
+    """The first configuration: a thread gathers 32 of a block's values, each by an address of its own."""
     return dict(BLOCK_M=min(block_m(cout), 64), BLOCK_P=64, num_warps=4)
+
+
+def _options(cout: int, sums: bool) -> list[dict]:
+    """Sums over a block's pixels leave one configuration alone."""
+    first = _option(cout)
+    if sums or INTERPRETED:
+        return [first]
+    return [first, *(first | dict(BLOCK_P=p, num_warps=warps) for p, warps in ((128, 8), (128, 4), (64, 8)))]
 
 
 def pack_planes(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -133,13 +141,12 @@ def convolve_planes(x: Tensor, weights: Tensor, cout: int, *, bias: Tensor | Non
                     mask: Tensor | None = None, sums: bool = False, tf32: bool = False) -> tuple[Tensor, Tensor | None]:
     """(y (N, H, W, cout) of the weights' type, partial sums (tiles, 2, cout) or None); x (N, T, H, W), any strides."""
     n, t, h, w = x.shape
-    option = _option(cout)
-    tiles = ceil_div(n * h * w, option["BLOCK_P"])
+    options = _options(cout, sums)
     y = torch.empty((n, h, w, cout), dtype=weights.dtype, device=x.device)
-    partial = torch.empty((tiles, 2, cout), device=x.device) if sums else None
-    tuning.launch(planes_convolution, tiles * ceil_div(cout, option["BLOCK_M"]), dict(
+    partial = torch.empty((ceil_div(n * h * w, options[0]["BLOCK_P"]), 2, cout), device=x.device) if sums else None
+    tuning.launch(planes_convolution, lambda o: ceil_div(n * h * w, o["BLOCK_P"]) * ceil_div(cout, o["BLOCK_M"]), dict(
         x=x, weights=weights, y=y, bias=bias, mask=mask, partial=partial, **_geometry(x, n, h, w), COUT=cout,
-        TERMS=9 * t, RELU=relu, PRODUCTS=products(weights.dtype, tf32), BLOCK_K=weights.shape[1]), [option])
+        TERMS=9 * t, RELU=relu, PRODUCTS=products(weights.dtype, tf32), BLOCK_K=weights.shape[1]), options)
     return y, partial
 
 

@@ -24,7 +24,8 @@ import triton
 
 from .common import INTERPRETED, block_m, ceil_div
 
-REPEATS = 5  # timed runs of each configuration, of which the fastest counts
+ROUNDS = 7  # timed runs of each configuration, of which the fastest counts
+WARM_UP = 0.03  # seconds of work before them: a GPU that was idle runs slowly at first
 BOXED = 4  # configurations that are also tried through descriptors
 SAID_AFTER = 2.0  # seconds that compiling may take before a line says so
 
@@ -180,7 +181,7 @@ def _choose(kernel, grid, arguments, options):
             return _chosen[key]
         if torch.cuda.is_current_stream_capturing() or torch.compiler.is_compiling():
             return options[0]
-        _chosen[key] = min(options, key=lambda option: _seconds(kernel, grid, arguments, option))
+        _chosen[key] = _fastest(kernel, grid, arguments, options)
         _write(device, key, _chosen[key])
         return _chosen[key]
 
@@ -189,21 +190,39 @@ def enabled() -> bool:
     return os.environ.get("DBLR_FAST_AUTOTUNE", "on").lower() not in ("off", "0", "false", "no")
 
 
-def _seconds(kernel, grid, arguments, option) -> float:
-    """Device time of the fastest of a few runs; a configuration that the device refuses is never chosen."""
-    try:
-        _start(kernel, grid, arguments, option)
-        times = []
-        for _ in range(REPEATS):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
+def _fastest(kernel, grid, arguments, options) -> dict:
+    """The configuration whose fastest run took the least time on the device.
+
+    All are compiled first and then run in turns, so that the clock, which rises with work, favours none. One that the
+    device refuses is never chosen, unless it refuses all: then the first says why.
+    """
+    able = []
+    for option in options:
+        try:
             _start(kernel, grid, arguments, option)
-            end.record()
-            end.synchronize()
-            times.append(begin.elapsed_time(end))
-        return min(times)
-    except triton.runtime.errors.OutOfResources:
-        return float("inf")
+            able.append(option)
+        except triton.runtime.errors.OutOfResources:
+            continue
+    if len(able) < 2:
+        return (able or options)[0]
+    end = time.perf_counter() + WARM_UP
+    while time.perf_counter() < end:
+        _seconds(kernel, grid, arguments, able[0])
+    times = [float("inf")] * len(able)
+    for _ in range(ROUNDS):
+        for i, option in enumerate(able):
+            times[i] = min(times[i], _seconds(kernel, grid, arguments, option))
+    return able[times.index(min(times))]
+
+
+def _seconds(kernel, grid, arguments, option) -> float:
+    """Device time of one run."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    _start(kernel, grid, arguments, option)
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
 
 
 def cache_folder() -> Path:

@@ -57,7 +57,8 @@ export OMP_NUM_THREADS=2
 beside test_float32 150 $test "$device" -k test_float32
 beside test_16_bits 150 $test "$device" -k "test_float16_and_bfloat16 or test_portable_kernels"
 beside test_network 150 $test "$device" -k "network or engine or graphs"
-beside test_others 150 $test "$device" -k "not test_float32 and not 16 and not network and not engine and not graphs"
+beside test_others 150 $test "$device" \
+    -k "not test_float32 and not test_float16 and not test_portable and not network and not engine and not graphs"
 for tool in memcheck racecheck; do
     for what in train infer; do
         beside ${tool}_$what 150 \

@@ -485,15 +485,14 @@ class Gradient:
         self.kind, self.shape = kind, shape
         self.x, self.dy = (torch.randn(n, c, h, w, generator=g).to(TYPES[kind]) for c in (inner, out))
 
-    def run(self, **cut):
+    def run(self, **blocks):
         n, h, w, out, inner = self.shape
         m = Memory()
         x, dy = m.map(self.x, self.kind), m.map(self.dy, self.kind)
         assert K.weight_gradient_sm90_takes(x, dy)
-        blocks = {"blocks": cut["blocks"]} if "blocks" in cut else {}
         dw = m.out((out, inner, 3, 3))
         partial = m.out((K.weight_gradient_sm90_partial_floats(self.shape, **blocks),))
-        K.weight_gradient_sm90(x, dy, dw.data_ptr(), partial.data_ptr(), **cut)
+        K.weight_gradient_sm90(x, dy, dw.data_ptr(), partial.data_ptr(), **blocks)
         m.check()
         return dw
 
@@ -504,38 +503,35 @@ class Gradient:
         dw = torch.nn.grad.conv2d_weight(x, (*self.shape[3:], 3, 3), dy, padding=1)
         return dw.flip(2, 3) if mirrored else dw
 
-    def check(self, **cut):
+    def check(self, **blocks):
         """It is judged as its caller passes it on, rounded to the maps' type."""
-        dw, dtype = self.run(**cut), TYPES[self.kind]
+        dw, dtype = self.run(**blocks), TYPES[self.kind]
         eager = [self.expected(torch.float32, mirrored).to(dtype) for mirrored in (False, True)]
         assert_close_as_eager("dw", dw.to(dtype), eager, self.expected(torch.float64, False))
         return dw
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("wide", (False, True))
 @pytest.mark.parametrize("shape", ((1, 1, 1, 64, 64), (3, 1, 7, 64, 64), (1, 3, 5, 256, 64), (1, 3, 5, 64, 256),
                                   (2, 9, 131, 64, 64), (1, 37, 53, 64, 64)), ids=lambda s: "x".join(map(str, s)))
-def test_weight_gradient(kind, wide, shape):
-    Gradient(kind, *shape).check(wide=wide)
+def test_weight_gradient(kind, shape):
+    Gradient(kind, *shape).check()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("wide", (False, True))
 @pytest.mark.parametrize("shape, blocks", (((1, 25, 9, 64, 64), 1), ((3, 5, 259, 64, 64), 2), ((2, 7, 5, 128, 192), 7)))
-def test_weight_gradient_in_few_blocks(kind, wide, shape, blocks):
+def test_weight_gradient_in_few_blocks(kind, shape, blocks):
     """Both rings go round, and a block goes on into other strips and pictures."""
-    Gradient(kind, *shape).check(wide=wide, blocks=blocks)
+    Gradient(kind, *shape).check(blocks=blocks)
 
 
-@pytest.mark.parametrize("wide", (False, True))
-def test_weight_gradient_same_bits_whatever_the_order_of_threads(wide):
+def test_weight_gradient_same_bits_whatever_the_order_of_threads():
     problem = Gradient("f16", 2, 9, 131, 64, 64)
-    first = problem.run(wide=wide, blocks=3)
+    first = problem.run(blocks=3)
     for seed in (1, 2, 3):
         K.set_seed(seed)
         K.set_device(multiprocessors=seed)  # nor by what the device is
-        assert torch.equal(problem.run(wide=wide, blocks=3), first)
+        assert torch.equal(problem.run(blocks=3), first)
 
 
 def test_partial_sums_of_the_weight_gradient_do_not_grow_with_the_picture():

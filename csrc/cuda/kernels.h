@@ -204,16 +204,14 @@ void conv3x3_sm90(const Source& source, const PackedWeights90& weights, const Ep
 
 // ---- weight_gradient_sm90.cu: weight_gradient with wgmma and the copy engine, sm_90a alone ----
 
-// How the kernel works; what it computes is the same but for rounding. Tests try what the library does not.
-struct GradientCut {
-  Index blocks = 128;  // of all pairs of chunks; never by what the device is, so that sums come out alike on all
-  bool wide = false;   // one product for the three taps of a row, or one for each (see weight_gradient_sm90.cuh)
-};
+// Blocks of all pairs of chunks; never by what the device is, so that sums come out alike on all. Tests take fewer, so
+// that a block does more than it would.
+constexpr Index kGradientBlocks = 128;
 // Whether it takes these maps: 16-bit, channels multiples of 64, the source read as it is.
 bool weight_gradient_sm90_takes(const Map& x, const Map& dy);
 std::size_t weight_gradient_sm90_partial_floats(Index n, Index h, Index w, Index out, Index in,
-                                                const GradientCut& cut = {});
+                                                Index blocks = kGradientBlocks);
 void weight_gradient_sm90(const Map& x, const Map& dy, float* dw, float* partial, Stream stream,
-                          const GradientCut& cut = {});
+                          Index blocks = kGradientBlocks);
 
 }  // namespace dblr

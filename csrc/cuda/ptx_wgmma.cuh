@@ -116,35 +116,8 @@ __device__ __forceinline__ std::uint64_t depths_descriptor(SharedAddress first, 
   return (first & 0x3ffff) >> 4 | static_cast<std::uint64_t>(leading >> 4) << 16 | stride << 32 | swizzle_128 << 62;
 }
 
-// d (64 x columns, float32, as above) += a (64 x 16) b (16 x columns), both in shared memory depth by depth.
-
-template <class E>
-__device__ __forceinline__ void products_64x64x16(float (&d)[32], std::uint64_t a, std::uint64_t b) {
-  static_assert(sizeof(E) == 2);  // no other type may be transposed
-#ifdef DBLR_EMULATED
-  emulated::products<E>(d, a, b, 64);
-#else
-#define DBLR_WGMMA(type) \
-  asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {" \
-               "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, " \
-               "%18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31 " \
-               "}, %32, %33, 1, 1, 1, 1, 1;" \
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), \
-               "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), \
-               "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), \
-               "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), \
-               "+f"(d[29]), "+f"(d[30]), "+f"(d[31]) \
-               : "l"(a), "l"(b))
-  if constexpr (kIsF16<E>) {
-    DBLR_WGMMA("f16");
-  } else {
-    DBLR_WGMMA("bf16");
-  }
-#undef DBLR_WGMMA
-#endif
-}
-
-// d[i] holds columns 64 i to 64 i + 63.
+// d (64 x 192, float32, as above; d[i] holds columns 64 i to 64 i + 63) += a (64 x 16) b (16 x 192), both in shared memory
+// depth by depth.
 template <class E>
 __device__ __forceinline__ void products_64x192x16(float (&d)[3][32], std::uint64_t a, std::uint64_t b) {
   static_assert(sizeof(E) == 2);  // no other type may be transposed

@@ -17,13 +17,9 @@ void require(bool right, const char* what) {
 
 Index strips_of(Index w) { return (w + sm90::kColumns - 1) / sm90::kColumns; }
 
-// Blocks for each pair of chunks.
-Index shares_of(Index units, Index pairs, const GradientCut& cut) {
-  return std::min(units, std::max<Index>(1, cut.blocks / pairs));
-}
-
-template <class E> auto kernel_of(const GradientCut& cut) {
-  return cut.wide ? sm90::weight_gradient_sm90_kernel<E, true> : sm90::weight_gradient_sm90_kernel<E, false>;
+// Blocks for each pair of chunks, of `blocks` for all.
+Index shares_of(Index units, Index pairs, Index blocks) {
+  return std::min(units, std::max<Index>(1, blocks / pairs));
 }
 
 }  // namespace
@@ -34,14 +30,12 @@ bool weight_gradient_sm90_takes(const Map& x, const Map& dy) {
          whole(dy.c) && x.pixels() > 0 && x.h < kMost && x.w < kMost && x.n * strips_of(x.w) * x.h < kMost;
 }
 
-std::size_t weight_gradient_sm90_partial_floats(Index n, Index h, Index w, Index out, Index in,
-                                                const GradientCut& cut) {
+std::size_t weight_gradient_sm90_partial_floats(Index n, Index h, Index w, Index out, Index in, Index blocks) {
   const Index pairs = chunks(out) * chunks(in);
-  return static_cast<std::size_t>(shares_of(n * strips_of(w) * h, pairs, cut) * pairs) * kGradientSums;
+  return static_cast<std::size_t>(shares_of(n * strips_of(w) * h, pairs, blocks) * pairs) * kGradientSums;
 }
 
-void weight_gradient_sm90(const Map& x, const Map& dy, float* dw, float* partial, Stream stream,
-                          const GradientCut& cut) {
+void weight_gradient_sm90(const Map& x, const Map& dy, float* dw, float* partial, Stream stream, Index blocks) {
   require_hopper("weight_gradient_sm90", "weight_gradient");
   require(weight_gradient_sm90_takes(x, dy), "it does not take these maps (see weight_gradient_sm90_takes).");
   sm90::WeightGradientParams p{};
@@ -52,14 +46,16 @@ void weight_gradient_sm90(const Map& x, const Map& dy, float* dw, float* partial
   p.strips = static_cast<int>(strips_of(x.w));
   p.units = static_cast<int>(x.n * strips_of(x.w) * x.h);
 
-  const Index shares = shares_of(p.units, chunks(dy.c) * chunks(x.c), cut);
+  const Index shares = shares_of(p.units, chunks(dy.c) * chunks(x.c), blocks);
   Launch how;
   how.x = static_cast<unsigned>(shares);
   how.y = static_cast<unsigned>(chunks(dy.c));
   how.z = static_cast<unsigned>(chunks(x.c));
   how.threads = 512;
   how.shared = sm90::kGradientSharedBytes;
-  launch("weight_gradient_sm90", x.kind == Kind::f16 ? kernel_of<F16>(cut) : kernel_of<BF16>(cut), how, p, stream);
+  const auto kernel =
+      x.kind == Kind::f16 ? sm90::weight_gradient_sm90_kernel<F16> : sm90::weight_gradient_sm90_kernel<BF16>;
+  launch("weight_gradient_sm90", kernel, how, p, stream);
   reduce_gradient(partial, shares, dy.c, x.c, dw, stream);
 }
 

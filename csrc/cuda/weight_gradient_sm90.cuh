@@ -9,13 +9,14 @@
 // that edges are no case of their own. Warpgroup 1 + ky multiplies every row of dy by the row of x that its three taps
 // read, and holds 64 x 64 sums of each (96 registers a thread); at the end they go to `partial`, for reduce_gradient.
 //
+// One product of 64 x 192 gives a row's three taps: N's three blocks of 64 channels are x from its pixels 0, 1 and 2 on,
+// so they lie 128 bytes apart and two of them start in mid-atom (seen right on an H200, on every tap).
+//
 // Clocks of an SM for a row of 128 pixels (counted): products 2304 (64 x 576 x 128 / 2048). Shared memory at 128 bytes
-// a clock: with one product of 64 x 192 for three taps (`wide`) A 384 and B 1152, rows' arrival 258, in all 1794:
-// products set the pace. With a product for each tap A is read three times, 2304 + 258: 11 % slower. `wide` wants N's
-// blocks 128 bytes apart, two of them starting in mid-atom, which is yet to be tried on a GPU; the other form starts
-// its descriptors there, which works in conv3x3_sm90.cuh.
-// 64 -> 64 at 4 x 128 x 128: 128 blocks of 4 rows, 9200 clocks (5.3 us) or 10300 (5.9 us); 147 KB of sums a block,
-// 19 MB to L2 (4 us) and back (4 us); two starts and first rows 3 us: 16-17 us predicted.
+// a clock: A 384, B 1152, rows' arrival 258, in all 1794: products set the pace. (With a product for each tap A would
+// be read three times, 2304 + 258: 11 % slower by count, measured 18.7 us against 18.2.)
+// 64 -> 64 at 4 x 128 x 128: 128 blocks of 4 rows, 9200 clocks (5.3 us); 147 KB of sums a block, 19 MB to L2 (4 us) and
+// back (4 us); two starts and first rows 3 us: 16-17 us predicted, 18.2 us measured on an H200.
 #pragma once
 
 #include "conv3x3_sm90_ring.cuh"
@@ -40,25 +41,18 @@ constexpr int kGradientBarriers = kGradientDy + kRowsOfDy * RingOfDy::kPitch;
 constexpr int kGradientSharedBytes = kGradientBarriers + 256;
 
 // A row of dy by one of x, 128 pixels: adds to sums[kx] = 64 out x 64 in.
-template <class E, bool wide>
+template <class E>
 __device__ __forceinline__ void multiply_row(float (&sums)[3][32], SharedAddress dy, SharedAddress x) {
   const std::uint64_t a = depths_descriptor(dy, kPixel), b = depths_descriptor(x, kPixel);
 #pragma unroll
   for (int k = 0; k < kColumns; k += 16) {
-    if constexpr (wide) {
-      products_64x192x16<E>(sums, a + k * kPixel / 16, b + k * kPixel / 16);
-    } else {
-#pragma unroll
-      for (int kx = 0; kx < 3; kx++) {
-        products_64x64x16<E>(sums[kx], a + k * kPixel / 16, b + (k + kx) * kPixel / 16);
-      }
-    }
+    products_64x192x16<E>(sums, a + k * kPixel / 16, b + k * kPixel / 16);
   }
 }
 
 // Block (x, y, z): share x of the rows; chunk y of out channels, chunk z of in channels.
 // registers: 128, spills: 0 (sm_90a; at launch, then 24 for those that fetch and 160 for those that multiply)
-template <class E, bool wide>
+template <class E>
 __global__ void __launch_bounds__(512, 1) weight_gradient_sm90_kernel(const __grid_constant__ WeightGradientParams p) {
 #if defined(DBLR_EMULATED) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
   const SharedAddress shared = shared_address(dynamic_shared()), barriers = shared + kGradientBarriers;
@@ -101,7 +95,7 @@ __global__ void __launch_bounds__(512, 1) weight_gradient_sm90_kernel(const __gr
         xs.wait(start + i + ky);
         dys.wait(rows + i);
         products_fence();
-        multiply_row<E, wide>(sums, dys.row(rows + i), xs.row(start + i + ky));
+        multiply_row<E>(sums, dys.row(rows + i), xs.row(start + i + ky));
         products_commit();
         if (i == 0) continue;
         products_wait<1>();

@@ -90,11 +90,9 @@ void bind_sm90(py::module_& m) {
   });
   // shape: n, h, w, out, in.
   m.def("weight_gradient_sm90_partial_floats", [](const std::array<Index, 5>& shape, Index blocks) {
-    return weight_gradient_sm90_partial_floats(shape[0], shape[1], shape[2], shape[3], shape[4], {blocks, false});
-  }, py::arg("shape"), py::arg("blocks") = GradientCut{}.blocks);
-  m.def("weight_gradient_sm90", [](const Given& x, const Given& dy, Address dw, Address partial, Index blocks,
-                                   bool wide) {
-    weight_gradient_sm90(map_of(x), map_of(dy), floats(dw), floats(partial), nullptr, {blocks, wide});
-  }, py::arg("x"), py::arg("dy"), py::arg("dw"), py::arg("partial"), py::arg("blocks") = GradientCut{}.blocks,
-        py::arg("wide") = GradientCut{}.wide);
+    return weight_gradient_sm90_partial_floats(shape[0], shape[1], shape[2], shape[3], shape[4], blocks);
+  }, py::arg("shape"), py::arg("blocks") = kGradientBlocks);
+  m.def("weight_gradient_sm90", [](const Given& x, const Given& dy, Address dw, Address partial, Index blocks) {
+    weight_gradient_sm90(map_of(x), map_of(dy), floats(dw), floats(partial), nullptr, blocks);
+  }, py::arg("x"), py::arg("dy"), py::arg("dw"), py::arg("partial"), py::arg("blocks") = kGradientBlocks);
 }

@@ -82,6 +82,17 @@ class Memory:
             assert not memory.isnan().any(), "a part of an output was not written"
 
 
+EPS = 1e-5
+
+
+def merge_statistics(memory, partial, shape, gamma, beta, by_rows=False):
+    """mean, var, scale, shift, invstd, offset of a map (n, h, w, c) from the statistics of its tiles."""
+    to = [memory.out((shape[3],)) for _ in range(6)]
+    K.merge_statistics(partial.data_ptr(), shape, (memory.put(gamma), memory.put(beta)), EPS,
+                       [t.data_ptr() for t in to], by_rows)
+    return to
+
+
 class Arithmetic:
     """mode None: float64. Else eager's, with sums in the other order if `mirrored`."""
 

@@ -24,6 +24,7 @@ CONV = "test_cuda_conv.py::test_convolution", "f16 and 37x53"
 EXTRAS = "test_cuda_conv.py::test_prologue_and_epilogue", "f16 and not bf16"
 STATISTICS = "test_cuda_conv.py::test_statistics_of_many_tiles", "f16"
 NORM = "test_cuda_norm.py::test_norm_backward", ""
+MERGE = "test_cuda_norm.py::test_merge_statistics", ""
 WEIGHT = "test_cuda_gradients.py::test_weight_gradient", "f16 and not bf16"
 WALK = "test_cuda_gradients.py::test_blocks_that_walk_over_many_tiles", "f32"  # more tiles a block than of f16
 STEM = "test_cuda_gradients.py::test_stem", "f16 and not bf16"
@@ -74,6 +75,14 @@ MUTANTS = [
     Mutant("norm: no barrier before sums are added", "norm.cuh", "sync_threads();\n  const int column",
            "sync_threads();", "",
            NORM),
+    Mutant("merge: no barrier before sums of warps are added", "by_pixel.cuh", "sync_threads();\n  if (warp > 0) return;",
+           "sync_threads();", "", MERGE),
+    Mutant("merge: a batch of rows is left out", "by_pixel.cuh", "row += kMergeBatch * kMergeSlots",
+           "kMergeBatch * kMergeSlots", "(kMergeBatch + 1) * kMergeSlots", MERGE),
+    Mutant("merge: the last row of tiles taken for a whole one", "norm.cuh", "row % p.tiles_y == p.tiles_y - 1",
+           "p.tiles_y - 1", "p.tiles_y", MERGE),
+    Mutant("merge: the last column of tiles taken for a whole one", "norm.cuh",
+           "tile - row * p.tiles_x == p.tiles_x - 1", "p.tiles_x - 1", "p.tiles_x", MERGE),
     Mutant("weight gradient: no wait for the tile", "weight_gradient.cuh",
            "copy_async_wait<1>();  // this tile is here", "copy_async_wait<1>();", "", WEIGHT),
     Mutant("weight gradient: no barrier before the tile is read", "weight_gradient.cuh",

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from kernel_cases import KINDS, MODES, NAMES, TYPES, K, Memory, generator, judge, per_channel, products
+from kernel_cases import (KINDS, MODES, NAMES, TYPES, K, Memory, generator, judge, merge_statistics, per_channel,
+                          products)
 
 
 def pack(weight, mode, adjoint=False):
@@ -122,14 +123,14 @@ class Case:
 
     def check_sums(self, results):
         memory, partial = Memory(), results["partial"]
-        first, second = memory.out((self.out,)), memory.out((self.out,))
         if "statistics" in self.options:
-            K.merge_statistics(partial.data_ptr(), self.n, self.h, self.w, self.out, first.data_ptr(),
-                               second.data_ptr())
+            first, second, *_ = merge_statistics(memory, partial, (self.n, self.h, self.w, self.out),
+                                                 torch.ones(self.out), torch.zeros(self.out))
             memory.check()
             judge("mean", first, lambda a: a.rounded(self.z(a)).mean((0, 2, 3)), self.mode, scale=1.0)
             judge("var", second, lambda a: a.rounded(self.z(a)).var((0, 2, 3), unbiased=False), self.mode, scale=1.0)
             return
+        first, second = memory.out((self.out,)), memory.out((self.out,))
         K.merge_sums(partial.data_ptr(), partial.shape[0], self.out, first.data_ptr(), second.data_ptr())
         memory.check()
         # What is summed are the values as they were stored; only the sums are judged here.

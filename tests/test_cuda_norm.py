@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kernel_cases import KINDS, NAMES, TYPES, K, Memory, generator, judge, per_channel
+from kernel_cases import EPS, KINDS, NAMES, TYPES, K, Memory, generator, judge, merge_statistics, per_channel
 
 NORM_SHAPES = [(1, 1, 1, 8), (3, 1, 7, 64), (2, 9, 17, 24), (1, 37, 53, 40), (1, 3, 5, 512)]
 
@@ -16,18 +16,17 @@ class Norm:
         self.z, self.grad, self.add = (torch.randn(n, c, h, w, generator=g).to(self.dtype) for _ in range(3))
         self.gamma, self.beta, self.bias, self.mean = (torch.randn(c, generator=g) for _ in range(4))
         self.var = torch.rand(c, generator=g) + 0.5
-        self.eps = 1e-5
         memory = Memory()
         self.coefficients = [memory.out((c,)) for _ in range(4)]
         self.addresses = [t.data_ptr() for t in self.coefficients]
         vectors = [memory.put(t) for t in (self.gamma, self.beta, self.bias, self.mean, self.var)]
-        K.norm_coefficients(vectors, self.eps, training, c, self.addresses)
+        K.norm_coefficients(vectors, EPS, training, c, self.addresses)
         memory.check()
 
     def formula(self, a):
         """scale, shift, invstd, offset."""
         gamma, beta, bias, mean, var = (a.of(t) for t in (self.gamma, self.beta, self.bias, self.mean, self.var))
-        invstd = 1 / (var + self.eps).sqrt()
+        invstd = 1 / (var + EPS).sqrt()
         away = -mean if self.training else bias - mean
         return gamma * invstd, beta + away * gamma * invstd, invstd, away * invstd
 
@@ -101,6 +100,84 @@ def test_norm_backward(kind, shape, relu):
                 g = g - (per_channel(a.of(dbeta)) + xhat * per_channel(a.of(dgamma))) / (n * h * w)
             return a.rounded(per_channel(a.of(norm.coefficients[0])) * g)
         judge("dz", dz.permute(0, 3, 1, 2), run, kind, norm.dtype, scale=1.0)
+
+
+class Tiles:
+    """Statistics of the tiles of a map (n, h, w, c), their means around `mean` as tiles of variance 1 have them."""
+
+    def __init__(self, shape, by_rows, mean=0.0):
+        n, h, w, c = self.shape = shape
+        self.by_rows = by_rows
+        g = generator("tiles", shape, by_rows, mean)
+        rows, columns = (1, 128) if by_rows else (8, 16)
+        down, across = (torch.tensor([min(step, size - at) for at in range(0, size, step)])
+                        for step, size in ((rows, h), (columns, w)))
+        self.pixels = (down[:, None] * across).flatten().repeat(n)[:, None].float()
+        means = mean + torch.randn(len(self.pixels), c, generator=g)
+        self.partial = torch.stack([means, self.pixels * torch.rand(means.shape, generator=g)], 1)
+        self.gamma, self.beta = torch.randn(2, c, generator=g)
+
+    def mean(self, a):
+        return (a.of(self.pixels) * a.of(self.partial[:, 0])).sum(0) / a.of(self.pixels).sum()
+
+    def var(self, a):
+        means, apart = a.of(self.partial).unbind(1)
+        return (apart + a.of(self.pixels) * (means - self.mean(a)) ** 2).sum(0) / a.of(self.pixels).sum()
+
+    def merge(self, memory):
+        partial, guard = memory.guarded(self.partial.shape, torch.float32, float("nan"))
+        memory.kept.append(guard)
+        return merge_statistics(memory, partial.copy_(self.partial), self.shape, self.gamma, self.beta, self.by_rows)
+
+
+MERGED = [(1, 1, 1, 8), (3, 1, 7, 64), (2, 17, 131, 12), (2, 16, 256, 64), (2, 301, 130, 4)]
+
+
+@pytest.mark.parametrize("by_rows", (False, True))
+@pytest.mark.parametrize("shape", MERGED, ids=lambda s: "x".join(map(str, s)))
+@pytest.mark.parametrize("centre", (0.0, 1000.0))
+def test_merge_statistics(shape, by_rows, centre):
+    """Mean and variance; what is made of them is what norm_coefficients makes of them later on, to the bit."""
+    tiles, memory = Tiles(shape, by_rows, centre), Memory()
+    mean, var, *coefficients = tiles.merge(memory)
+    memory.check()
+    judge("mean", mean, tiles.mean, "f32", scale=max(1.0, centre))
+    judge("var", var, tiles.var, "f32")
+    again = [memory.out((shape[3],)) for _ in range(4)]
+    K.norm_coefficients([memory.put(t) for t in (tiles.gamma, tiles.beta, None, mean, var)], EPS, True, shape[3],
+                        [t.data_ptr() for t in again])
+    memory.check()
+    for ours, theirs in zip(coefficients, again):
+        assert torch.equal(ours, theirs)
+
+
+def test_merge_statistics_same_bits_whatever_the_order_of_threads():
+    tiles, results = Tiles((2, 301, 130, 4), True), []
+    for seed in (1, 2, 3):
+        K.set_seed(seed)
+        results.append(torch.stack(tiles.merge(Memory())))
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+def test_merge_statistics_of_constant_maps_and_of_nan():
+    """What cancels leaves no negative variance, and not-a-number stays."""
+    tiles = Tiles((2, 17, 131, 12), False)
+    tiles.partial[:, 0] = torch.arange(12) * 1234.567
+    tiles.partial[:, 1] = 0
+    tiles.partial[3, 0, 5] = tiles.partial[3, 1, 6] = float("nan")
+    mean, var, *_ = tiles.merge(Memory())
+    finite = torch.arange(12) != 5
+    assert mean[finite].isfinite().all() and mean[5].isnan()
+    finite[6] = False
+    assert (var[finite] >= 0).all() and var[[5, 6]].isnan().all()
+
+
+def test_merge_sums_of_many_rows():
+    partial, memory = torch.randn(1301, 2, 12, generator=generator("many")), Memory()
+    sums = memory.out((2, 12))
+    K.merge_sums(memory.put(partial), len(partial), 12, *(t.data_ptr() for t in sums))
+    memory.check()
+    judge("sums", sums, lambda a: a.of(partial).sum(0), "f32", scale=36.0)
 
 
 def test_merge_sums_of_one_row():

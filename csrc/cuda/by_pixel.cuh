@@ -59,19 +59,62 @@ __device__ __forceinline__ Index quotient(Index a, Index b) {  // the long divis
   return static_cast<std::uint32_t>(a) / static_cast<std::uint32_t>(b);
 }
 
-// ---- partial sums, merged in double: a block has 8 channels and 32 threads for each ----
+// ---- partial sums, merged in double: a block has 4 columns (channels) and 128 threads for each ----
 
-constexpr int kMergeChannels = 8, kMergeSlots = kNormThreads / kMergeChannels;
+// These merges are all latency: so many threads that 512 rows are one batch of loads for each of them, few columns a
+// block so that several multiprocessors share the work, and few instructions, for they come cold.
+constexpr int kMergeThreads = 512, kMergeChannels = 4, kMergeSlots = kMergeThreads / kMergeChannels;
+constexpr int kMergeBatch = 4;  // rows that a thread fetches before it adds the first
 
-// The sum of the 32 threads' values of a channel, in their order; all of them receive it.
-__device__ __forceinline__ double sum_slots(double v) {
+// The same order of additions in all lanes, so that they get the same bits.
+__device__ __forceinline__ double sum_lanes(double v) {
+#pragma unroll
+  for (int mask = kMergeChannels; mask < 32; mask *= 2) v += shuffle_xor(v, mask);
+  return v;
+}
+
+// The sums of the 128 threads' values of a column, in a fixed order: within warps, then of the warps' sums. Threads of
+// the first warp receive those of their column. Shared: count doubles for each warp and column. Once in a kernel.
+template <int count> __device__ __forceinline__ void sum_slots(double (&v)[count]) {
+  constexpr int kSums = kMergeThreads / 32 * kMergeChannels;
   double* const memory = reinterpret_cast<double*>(dynamic_shared());
-  memory[threadIdx.x] = v;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+#pragma unroll
+  for (int i = 0; i < count; i++) {
+    v[i] = sum_lanes(v[i]);
+    if (lane < kMergeChannels) memory[i * kSums + warp * kMergeChannels + lane] = v[i];
+  }
   sync_threads();
-  double sum = 0.0;
-  for (int slot = 0; slot < kMergeSlots; slot++) sum += memory[slot * kMergeChannels + threadIdx.x % kMergeChannels];
-  sync_threads();
-  return sum;
+  if (warp > 0) return;
+#pragma unroll
+  for (int i = 0; i < count; i++) {
+    v[i] = 0.0;
+#pragma unroll
+    for (int k = 0; k < kSums; k += 32) v[i] += memory[i * kSums + k + lane];
+    v[i] = sum_lanes(v[i]);
+  }
+}
+constexpr int merge_shared(int count) { return kMergeThreads / 32 * kMergeChannels * count * 8; }
+
+// each(row, first, second) for this thread's rows of partial[row][2][c]; what is not there or not wanted is 0.
+template <class Each>
+__device__ __forceinline__ void for_rows(const float* partial, Index rows, Index c, bool both, const Each& each) {
+  const Index channel = static_cast<Index>(blockIdx.x) * kMergeChannels + threadIdx.x % kMergeChannels;
+  const unsigned end = channel < c ? static_cast<unsigned>(rows) : 0;  // less than 2^31
+#pragma unroll 1
+  for (unsigned row = threadIdx.x / kMergeChannels; row < end; row += kMergeBatch * kMergeSlots) {
+    float first[kMergeBatch] = {}, second[kMergeBatch] = {};
+#pragma unroll
+    for (unsigned b = 0; b < kMergeBatch; b++) {
+      const unsigned r = row + b * kMergeSlots;
+      if (r >= end) continue;
+      const float* const from = partial + static_cast<Index>(r) * 2 * c + channel;
+      first[b] = from[0];
+      if (both) second[b] = from[c];
+    }
+#pragma unroll
+    for (unsigned b = 0; b < kMergeBatch; b++) each(row + b * kMergeSlots, first[b], second[b]);
+  }
 }
 
 }  // namespace dblr

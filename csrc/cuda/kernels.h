@@ -124,12 +124,16 @@ struct NormVectors {
   float eps;
   bool training;
 };
-// Partial statistics of all tiles of a picture set of n x h x w -> mean, biased var (merged in double, in order).
-void merge_statistics(const float* partial, Index n, Index h, Index w, Index c, float* mean, float* var, Stream stream,
+// Where y = z * scale + shift goes, and, unless null, xhat = z * invstd + offset.
+struct NormCoefficients {
+  float *scale = nullptr, *shift = nullptr, *invstd = nullptr, *offset = nullptr;  // (C,)
+};
+// Partial statistics of all tiles of a picture set of n x h x w -> mean, biased var (merged in double, in a fixed
+// order), and what norm_coefficients makes of them in training, to the bit.
+void merge_statistics(const float* partial, Index n, Index h, Index w, Index c, const float* gamma, const float* beta,
+                      float eps, float* mean, float* var, const NormCoefficients& to, Stream stream,
                       const Tiling& tiling = {});
-// -> scale, shift (C,) for y = z * scale + shift, and, unless null, invstd and offset with xhat = z * invstd + offset.
-void norm_coefficients(const NormVectors& norm, Index c, float* scale, float* shift, float* invstd, float* offset,
-                       Stream stream);
+void norm_coefficients(const NormVectors& norm, Index c, const NormCoefficients& to, Stream stream);
 // y = act(z * scale + shift) + add (add may be null; it is added after the ReLU). Any of the maps may be the same.
 void norm_apply(const Map& z, const float* scale, const float* shift, bool relu, const Map& add, const Map& y,
                 Stream stream);
@@ -137,7 +141,7 @@ void norm_apply(const Map& z, const float* scale, const float* shift, bool relu,
 // relu, else nothing is masked.
 void norm_backward_sums(const Map& grad, const Map& z, const float* scale, const float* shift, const float* invstd,
                         const float* offset, bool relu, float* partial, Stream stream);
-// Adds partial sums of `tiles` tiles in order (in double): first, second (C,), either may be null.
+// Adds partial sums of `tiles` tiles, in a fixed order (in double): first, second (C,), either may be null.
 void merge_sums(const float* partial, Index tiles, Index c, float* first, float* second, Stream stream);
 // dz = scale * (g - (dbeta + xhat * dgamma) / count) in training, scale * g in evaluation; g as above.
 void norm_backward_apply(const Map& grad, const Map& z, const float* scale, const float* shift, const float* invstd,

@@ -20,6 +20,14 @@ Launch grid(Index blocks, const char* what) {
   return how;
 }
 
+// Two sums of each channel.
+Launch merging(Index channels) {
+  Launch how = grid((channels + kMergeChannels - 1) / kMergeChannels, "batch norm: too many channels.");
+  how.threads = kMergeThreads;
+  how.shared = merge_shared(2);
+  return how;
+}
+
 // Blocks of 128 pixels x 32 vectors of channels.
 Launch by_pixels(const Map& map, Index blocks) {
   Launch how = grid(blocks, "batch norm: the map has more than 2^31 tiles.");
@@ -92,30 +100,43 @@ void norm_backward_apply(const Map& grad, const Map& z, const float* scale, cons
                  norm_backward_apply_kernel<BF16>, by_pixels(z, blocks_of_pixels(z)), p, stream);
 }
 
-void merge_statistics(const float* partial, Index n, Index h, Index w, Index c, float* mean, float* var, Stream stream,
+void merge_statistics(const float* partial, Index n, Index h, Index w, Index c, const float* gamma, const float* beta,
+                      float eps, float* mean, float* var, const NormCoefficients& to, Stream stream,
                       const Tiling& tiling) {
   require_capability(80);
-  const int across = static_cast<int>(tiling.across(w)), down = static_cast<int>(tiling.down(h));
-  const MergeParams p{partial, n, h, w, c, tiles_of(n, h, w, tiling), across, down, tiling, mean, var};
-  Launch how = grid((c + kMergeChannels - 1) / kMergeChannels, "merge_statistics: too many channels.");
-  how.shared = kNormThreads * sizeof(double);
-  launch("merge_statistics", merge_statistics_kernel, how, p, stream);
+  MergeStatisticsParams p{};
+  p.partial = partial;
+  p.tiles = tiles_of(n, h, w, tiling);
+  require(p.tiles < Index{1} << 31, "merge_statistics: more than 2^31 tiles.");
+  p.c = c;
+  p.tiles_x = static_cast<unsigned>(tiling.across(w));
+  p.tiles_y = static_cast<unsigned>(tiling.down(h));
+  p.rows = tiling.rows;
+  p.columns = tiling.columns;
+  p.last_rows = static_cast<int>(h - (tiling.down(h) - 1) * tiling.rows);
+  p.last_columns = static_cast<int>(w - (tiling.across(w) - 1) * tiling.columns);
+  p.share = 1.0 / (static_cast<double>(n) * static_cast<double>(h) * static_cast<double>(w));
+  p.gamma = gamma;
+  p.beta = beta;
+  p.eps = eps;
+  p.mean = mean;
+  p.var = var;
+  p.to = to;
+  const bool whole = p.last_rows == p.rows && p.last_columns == p.columns;
+  launch("merge_statistics", whole ? merge_statistics_kernel<true> : merge_statistics_kernel<false>, merging(c), p, stream);
 }
 
 void merge_sums(const float* partial, Index tiles, Index c, float* first, float* second, Stream stream) {
   require_capability(80);
-  const MergeParams p{partial, 0, 0, 0, c, tiles, 0, 0, {}, first, second};
-  Launch how = grid((c + kMergeChannels - 1) / kMergeChannels, "merge_sums: too many channels.");
-  how.shared = kNormThreads * sizeof(double);
-  launch("merge_sums", merge_sums_kernel, how, p, stream);
+  require(tiles < Index{1} << 31, "merge_sums: more than 2^31 tiles.");
+  launch("merge_sums", merge_sums_kernel, merging(c), MergeSumsParams{partial, tiles, c, first, second}, stream);
 }
 
-void norm_coefficients(const NormVectors& norm, Index c, float* scale, float* shift, float* invstd, float* offset,
-                       Stream stream) {
+void norm_coefficients(const NormVectors& norm, Index c, const NormCoefficients& to, Stream stream) {
   require_capability(80);
-  const NormCoefficientsParams p{norm, c, scale, shift, invstd, offset};
   launch("norm_coefficients", norm_coefficients_kernel,
-         grid((c + kNormThreads - 1) / kNormThreads, "norm_coefficients: too many channels."), p, stream);
+         grid((c + kNormThreads - 1) / kNormThreads, "norm_coefficients: too many channels."),
+         NormCoefficientsParams{norm, c, to}, stream);
 }
 
 void copy_map(const Strided& from, const Map& to, Stream stream) {

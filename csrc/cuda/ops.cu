@@ -56,9 +56,7 @@ class Filter {
 };
 
 // Batch norm of one layer as vectors on the device: y = z * scale + shift, xhat = z * invstd + offset.
-struct Coefficients {
-  float *scale, *shift, *invstd = nullptr, *offset = nullptr;
-
+struct Coefficients : NormCoefficients {
   Coefficients(Workspace& workspace, Index channels, bool normalised) {
     scale = workspace.floats(channels);
     shift = workspace.floats(channels);
@@ -68,8 +66,8 @@ struct Coefficients {
   }
 
   void compute(const Call& call, const ConvNorm& layer, const float* mean, const float* var, bool training, float eps) {
-    norm_coefficients({layer.gamma, layer.beta, layer.bias, mean, var, eps, training}, layer.weight.out, scale, shift,
-                      invstd, offset, call.stream);
+    norm_coefficients({layer.gamma, layer.beta, layer.bias, mean, var, eps, training}, layer.weight.out, *this,
+                      call.stream);
   }
 };
 
@@ -126,15 +124,15 @@ void gradient_of_weights(const Call& call, Source source, const Map& dy, float* 
 
 // z = conv(source) with the batch's statistics -> mean, var and the layer's coefficients.
 void conv_with_statistics(const Call& call, const Source& source, const Filter& filter, const ConvNorm& layer, float eps,
-                          const Map& z, float* partial, float* mean, float* var, Coefficients& coefficients,
+                          const Map& z, float* partial, float* mean, float* var, const Coefficients& coefficients,
                           const Map& space = {}) {
   Epilogue epilogue;
   epilogue.y = z;
   epilogue.sums = Sums::statistics;
   epilogue.partial = partial;
   const Tiling tiling = filter.convolve(call, source, epilogue, space);
-  merge_statistics(partial, z.n, z.h, z.w, z.c, mean, var, call.stream, tiling);
-  coefficients.compute(call, layer, mean, var, true, eps);
+  merge_statistics(partial, z.n, z.h, z.w, z.c, layer.gamma, layer.beta, eps, mean, var, coefficients, call.stream,
+                   tiling);
 }
 
 }  // namespace

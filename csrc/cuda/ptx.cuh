@@ -61,6 +61,10 @@ __device__ __forceinline__ float shuffle_xor(float v, int mask) {
                   emulated::float_of(emulated::shuffle_xor(emulated::bits_of(v), mask)));
 }
 
+__device__ __forceinline__ double shuffle_xor(double v, int mask) {  // two instructions, a half each
+  return DBLR_PTX(__shfl_xor_sync(0xffffffffu, v, mask), emulated::shuffle_xor(v, mask));
+}
+
 __device__ __forceinline__ std::uint32_t shuffle(std::uint32_t v, int lane) {
   return DBLR_PTX(__shfl_sync(0xffffffffu, v, lane), emulated::shuffle(v, lane));
 }

@@ -76,7 +76,8 @@ void taps_gradient(const void* grad, Kind grad_kind, const Map& h, float* dw3, f
                  taps_gradient_kernel<BF16>, how, p, stream);
   const AddPartialsParams add{partial, blocks, 9 * h.c + 1, dw3, db3};
   how = grid(groups(add.size, kMergeChannels));
-  how.shared = kNormThreads * sizeof(double);
+  how.threads = kMergeThreads;
+  how.shared = merge_shared(1);
   launch("add_partials", add_partials_kernel, how, add, stream);
 }
 

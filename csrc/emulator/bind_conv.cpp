@@ -90,15 +90,21 @@ void bind_conv(py::module_& m) {
     conv3x3(source_of(source), {reinterpret_cast<void*>(address), out, in, kind_of(kind)}, epilogue_of(epilogue),
             products == "tf32" ? Products::tf32 : Products::exact, nullptr);
   });
-  m.def("merge_statistics", [](Address partial, Index n, Index h, Index w, Index c, Address mean, Address var, bool by_rows) {
-    merge_statistics(floats(partial), n, h, w, c, floats(mean), floats(var), nullptr, by_rows ? kTiling90 : Tiling{});
-  }, py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg("by_rows") = false);
+  // shape: n, h, w, c; vectors: gamma, beta; to: mean, var, then as from norm_coefficients.
+  m.def("merge_statistics", [](Address partial, const std::array<Index, 4>& shape,
+                               const std::array<Address, 2>& vectors, float eps, const std::array<Address, 6>& to,
+                               bool by_rows) {
+    merge_statistics(floats(partial), shape[0], shape[1], shape[2], shape[3], floats(vectors[0]), floats(vectors[1]),
+                     eps, floats(to[0]), floats(to[1]), {floats(to[2]), floats(to[3]), floats(to[4]), floats(to[5])},
+                     nullptr, by_rows ? kTiling90 : Tiling{});
+  }, py::arg("partial"), py::arg("shape"), py::arg("vectors"), py::arg("eps"), py::arg("to"),
+        py::arg("by_rows") = false);
   // vectors: gamma, beta, bias, mean, var; to: scale, shift, invstd, offset.
   m.def("norm_coefficients", [](const std::array<Address, 5>& vectors, float eps, bool training, Index c,
                                 const std::array<Address, 4>& to) {
     norm_coefficients({floats(vectors[0]), floats(vectors[1]), floats(vectors[2]), floats(vectors[3]),
                        floats(vectors[4]), eps, training},
-                      c, floats(to[0]), floats(to[1]), floats(to[2]), floats(to[3]), nullptr);
+                      c, {floats(to[0]), floats(to[1]), floats(to[2]), floats(to[3])}, nullptr);
   });
   m.def("norm_apply", [](const Given& z, Address scale, Address shift, bool relu, const Given& add, const Given& y) {
     norm_apply(map_of(z), floats(scale), floats(shift), relu, map_of(add), map_of(y), nullptr);

@@ -76,3 +76,4 @@ inline std::uint32_t to_tf32(std::uint32_t bits) {
 
 // Of CUDA's math functions, those that a host's <math.h> lacks.
 inline float rsqrtf(float v) { return 1.0f / sqrtf(v); }
+inline double rsqrt(double v) { return 1.0 / sqrt(v); }

@@ -37,6 +37,7 @@ void sync_threads();
 void sync_some(int id, int threads);
 void sync_warp();
 std::uint32_t shuffle_xor(std::uint32_t v, int mask);
+double shuffle_xor(double v, int mask);
 std::uint32_t shuffle(std::uint32_t v, int lane);
 
 void copy_async(SharedAddress to, const void* from, bool valid);

@@ -136,6 +136,14 @@ std::uint32_t shuffle_xor(std::uint32_t v, int mask) {
   return mine.result;
 }
 
+double shuffle_xor(double v, int mask) {
+  std::uint32_t halves[2];
+  std::memcpy(halves, &v, 8);
+  for (std::uint32_t& half : halves) half = shuffle_xor(half, mask);
+  std::memcpy(&v, halves, 8);
+  return v;
+}
+
 std::uint32_t shuffle(std::uint32_t v, int from) {
   Shuffle mine{v, 0, from & 31};
   collective("shuffle", 0, false, &mine, do_shuffle);

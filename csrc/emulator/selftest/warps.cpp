@@ -5,13 +5,16 @@ using namespace selftest;
 
 TEST(shuffles) {
   std::uint32_t xored[64] = {}, copied[64] = {};
+  double doubles[64] = {};
   run({64}, [&] {
     const unsigned t = threadIdx.x;
+    doubles[t] = shuffle_xor(t + 0x1p-40, 12);  // both halves of it count
     xored[t] = bits_of(shuffle_xor(static_cast<float>(t), 5));
     copied[t] = shuffle(t * 3, static_cast<int>(t * 7 % 32));
   });
   for (unsigned t = 0; t < 64; t++) {
     expect(float_of(xored[t]) == static_cast<float>(t ^ 5), "xor of thread ", t);
+    expect(doubles[t] == (t ^ 12) + 0x1p-40, "xor of doubles of thread ", t);
     expect(copied[t] == (t / 32 * 32 + t * 7 % 32) * 3, "index of thread ", t);
   }
 }

@@ -119,6 +119,14 @@ def test_weight_gradients_by_sm90_kernels(backend, monkeypatch):
     assert names.count("weight_gradient") == 2 and "weight_gradient_sm90" not in names
 
 
+def test_statistics_are_merged_and_made_into_coefficients_in_one_launch(backend):
+    """Each layer's coefficients are computed again by the backward pass alone."""
+    names = launched(backend, lambda: ours(backend, ("block", "real", 1, 2, 3, True), torch.float16))
+    backward = names.index("norm_backward_sums")
+    assert names[:backward].count("merge_statistics") == 2, names
+    assert names.count("norm_coefficients") == 2 and names[backward - 2:backward] == ["norm_coefficients"] * 2, names
+
+
 @pytest.mark.parametrize("op", ("stem_3d", "stem_2d"))
 def test_second_layer_by_sm90_kernels(backend, op):
     """L1's map is given the channels that they take, forward and backward; L1's own gradients stay portable."""

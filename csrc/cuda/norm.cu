@@ -123,7 +123,8 @@ void merge_statistics(const float* partial, Index n, Index h, Index w, Index c, 
   p.var = var;
   p.to = to;
   const bool whole = p.last_rows == p.rows && p.last_columns == p.columns;
-  launch("merge_statistics", whole ? merge_statistics_kernel<true> : merge_statistics_kernel<false>, merging(c), p, stream);
+  launch("merge_statistics", whole ? merge_statistics_kernel<true> : merge_statistics_kernel<false>, merging(c), p,
+         stream);
 }
 
 void merge_sums(const float* partial, Index tiles, Index c, float* first, float* second, Stream stream) {

@@ -232,8 +232,8 @@ struct MergeStatisticsParams {
   NormCoefficients to;
 };
 
-// mean = sum n_t mean_t / N, var = sum (M2_t + n_t mean_t^2) / N - mean^2, so that one pass does. In double what cancels
-// costs about 1e-16 mean^2 / var of var: 1e-10 where the mean is 1000 deviations, and float32 maps are to 6e-8 there.
+// mean = sum n_t mean_t / N, var = sum (M2_t + n_t mean_t^2) / N - mean^2, so that one pass does. What cancels costs
+// about 1e-16 mean^2 / var of var in double: 1e-10 where the mean is 1000 deviations, far below what float32 has.
 // Measured on an H200 at 512 tiles of 64 channels: 6.3 us in two passes with 8 channels a block, 32 additions in a row.
 // Floor: tiles * 8 bytes a channel: launch time, 3 us predicted.
 // whole: the last tiles are as large as the others, as they mostly are; no tile then has to find out where it lies.

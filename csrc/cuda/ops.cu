@@ -123,9 +123,9 @@ void gradient_of_weights(const Call& call, Source source, const Map& dy, float* 
 }
 
 // z = conv(source) with the batch's statistics -> mean, var and the layer's coefficients.
-void conv_with_statistics(const Call& call, const Source& source, const Filter& filter, const ConvNorm& layer, float eps,
-                          const Map& z, float* partial, float* mean, float* var, const Coefficients& coefficients,
-                          const Map& space = {}) {
+void conv_with_statistics(const Call& call, const Source& source, const Filter& filter, const ConvNorm& layer,
+                          float eps, const Map& z, float* partial, float* mean, float* var,
+                          const Coefficients& coefficients, const Map& space = {}) {
   Epilogue epilogue;
   epilogue.y = z;
   epilogue.sums = Sums::statistics;

@@ -9,8 +9,8 @@
 // that edges are no case of their own. Warpgroup 1 + ky multiplies every row of dy by the row of x that its three taps
 // read, and holds 64 x 64 sums of each (96 registers a thread); at the end they go to `partial`, for reduce_gradient.
 //
-// One product of 64 x 192 gives a row's three taps: N's three blocks of 64 channels are x from its pixels 0, 1 and 2 on,
-// so they lie 128 bytes apart and two of them start in mid-atom (seen right on an H200, on every tap).
+// One product of 64 x 192 gives a row's three taps: N's three blocks of 64 channels are x from its pixels 0, 1 and 2
+// on, so they lie 128 bytes apart and two of them start in mid-atom (seen right on an H200, on every tap).
 //
 // Clocks of an SM for a row of 128 pixels (counted): products 2304 (64 x 576 x 128 / 2048). Shared memory at 128 bytes
 // a clock: A 384, B 1152, rows' arrival 258, in all 1794: products set the pace. (With a product for each tap A would

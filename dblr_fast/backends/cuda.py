@@ -52,8 +52,8 @@ def _cut(t: Tensor, like: Tensor) -> Tensor:
 
 def _layer_gradient(gradient, weight, bias, gamma, beta, training):
     dweight, dgamma, dbeta, scale = gradient
-    dbias = torch.zeros_like(dbeta) if training else dbeta * scale
-    return _cut(dweight, weight), _cut(dbias, bias), _cut(dgamma, gamma), _cut(dbeta, beta)
+    dbias = torch.zeros_like(bias) if training else _cut(dbeta * scale, bias)
+    return _cut(dweight, weight), dbias, _cut(dgamma, gamma), _cut(dbeta, beta)
 
 
 class CudaBackend:

@@ -11,6 +11,12 @@ from . import ops
 VARIANTS = ("3d", "multi", "single")
 
 
+def count_batch(*norms: nn.BatchNorm2d) -> None:
+    """Counts a batch in norms that train alike: on a GPU in one launch."""
+    if norms[0].training:
+        torch._foreach_add_([bn.num_batches_tracked for bn in norms], 1)
+
+
 class ConvBN(nn.Module):
     """One of L3 to L32 (Table I): convolution with bias, then batch norm."""
 
@@ -29,16 +35,12 @@ class ConvBN(nn.Module):
         return (type(bn) is nn.BatchNorm2d and type(self.conv) is nn.Conv2d and bn.affine
                 and bn.track_running_stats and bn.momentum is not None)
 
-    def count_batch(self) -> None:
-        if self.bn.training:
-            self.bn.num_batches_tracked.add_(1)
-
     def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
         if not self.fusable():
             y = self.bn(self.conv(x))
             y = F.relu(y) if relu else y
             return y if residual is None else y + residual
-        self.count_batch()
+        count_batch(self.bn)
         return ops.conv_bn_act(x, *self.tensors(), residual=residual, relu=relu, training=self.bn.training,
                                momentum=self.bn.momentum, eps=self.bn.eps)
 
@@ -57,8 +59,7 @@ class ResidualBlock(nn.Module):
         if not (first.fusable() and second.fusable()
                 and (a.training, a.momentum, a.eps) == (b.training, b.momentum, b.eps)):
             return second(first(x, relu=True), residual=x)
-        first.count_batch()
-        second.count_batch()
+        count_batch(a, b)
         return ops.residual_block(x, first.tensors(), second.tensors(), training=a.training,
                                   momentum=a.momentum, eps=a.eps)
 

@@ -192,6 +192,17 @@ def test_compile_inductor_and_dynamic_sizes():
             torch.testing.assert_close(compiled(x), ours(x))
 
 
+def test_compile_training_in_dynamic_sizes():
+    """Running statistics are updated by a count that is a symbol."""
+    ours, _ = pair(**SMALL)
+    compiled = torch.compile(copy.deepcopy(ours), fullgraph=True, dynamic=True, backend="aot_eager")
+    for size in ((9, 12), (14, 11)):
+        x = torch.rand(2, 5, *size)
+        torch.testing.assert_close(compiled(x), ours(x))
+    for (name, traced), buffer in zip(compiled._orig_mod.named_buffers(), ours.buffers()):
+        torch.testing.assert_close(traced, buffer, msg=name)
+
+
 def test_export_and_meta():
     ours, _ = pair(**SMALL)
     ours.eval()

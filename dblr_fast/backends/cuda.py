@@ -42,15 +42,18 @@ def _addresses(tensors):
 
 def _cut(t: Tensor, like: Tensor) -> Tensor:
     """A gradient in its parameter's shape and type."""
-    for dim, size in enumerate(like.shape):
-        t = t.narrow(dim, 0, size)
-    return t.to(like.dtype).contiguous()
+    if t.shape != like.shape:
+        for dim, size in enumerate(like.shape):
+            t = t.narrow(dim, 0, size)
+    if t.dtype != like.dtype:
+        t = t.to(like.dtype)
+    return t.contiguous()
 
 
 def _layer_gradient(gradient, weight, bias, gamma, beta, training):
     dweight, dgamma, dbeta, scale = gradient
-    dbias = torch.zeros_like(dbeta) if training else dbeta * scale
-    return _cut(dweight, weight), _cut(dbias, bias), _cut(dgamma, gamma), _cut(dbeta, beta)
+    dbias = torch.zeros_like(bias) if training else _cut(dbeta * scale, bias)
+    return _cut(dweight, weight), dbias, _cut(dgamma, gamma), _cut(dbeta, beta)
 
 
 class CudaBackend:
@@ -67,6 +70,7 @@ class CudaBackend:
         self.module, self._reason = (module, None) if module is not None else _load()
         self.emulated, self.level = emulated, level
         self._checked: dict[int, str | None] = {}
+        self._capabilities: dict[int, tuple[int, int]] = {}
 
     def at(self, precision: str) -> CudaBackend:
         """This backend, computing at a level of precision."""
@@ -88,6 +92,8 @@ class CudaBackend:
                     f"torch backend")
         if self.emulated:
             return None
+        if device is not None and device.index in self._checked:
+            return self._checked[device.index]  # asked at every op: what was found once is not looked for again
         if not torch.cuda.is_available():
             return self._no_device()
         index = device.index if device is not None and device.index is not None else torch.cuda.current_device()
@@ -125,7 +131,12 @@ class CudaBackend:
     def _capability(self, device) -> tuple[int, int]:
         if self.emulated:
             return tuple(self.module.device_facts()["capability"])
-        return torch.cuda.get_device_capability(device)
+        index = torch.device(device).index
+        if index is None:
+            index = torch.cuda.current_device()
+        if index not in self._capabilities:
+            self._capabilities[index] = torch.cuda.get_device_capability(index)
+        return self._capabilities[index]
 
     def kernels(self, device) -> str:
         """Which kernels a device runs, and why, in a few words."""
@@ -266,7 +277,7 @@ class CudaBackend:
     def _statistics(gamma, statistics, training):
         if not training:
             return tuple(gamma.new_empty(0, dtype=torch.float32) for _ in statistics)
-        return tuple(t[:gamma.shape[0]].contiguous() for t in statistics)
+        return tuple(t if t.shape == gamma.shape else t[:gamma.shape[0]].contiguous() for t in statistics)
 
     @staticmethod
     def _saved(call, x, *maps):

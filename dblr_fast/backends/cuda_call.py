@@ -27,7 +27,7 @@ def middle_of(channels: int, unit: int, sm90: bool) -> int:
 
 def padded(t: Tensor, *shape: int, value: float = 0.0) -> Tensor:
     """t, its first dimensions filled up to `shape`."""
-    if all(have == want for have, want in zip(t.shape, shape)):
+    if t.shape[:len(shape)] == shape:
         return t
     missing = [want - have for have, want in zip(t.shape, shape)] + [0] * (t.dim() - len(shape))
     return F.pad(t, [n for m in reversed(missing) for n in (0, m)], value=value)
@@ -73,12 +73,13 @@ class Call:
         """A map in any strides and of any type and width; converted in one pass unless it is right as it is."""
         if t is None:
             return None
-        pixels = t.detach().permute(0, 2, 3, 1)
-        if not (t.dtype == self.dtype and t.shape[1] % self.unit == 0 and pixels.is_contiguous()
+        n, channels, h, w = t.shape
+        if (t.dtype == self.dtype and channels % self.unit == 0 and t.is_contiguous(memory_format=CL)
                 and t.data_ptr() % 16 == 0):
-            pixels = self.new_map(t, t.shape[1])
-            self.cuda.copy_map(self.stream, self.planes(t), self.tuple_of(pixels))
-        return self.tuple_of(self.keep(pixels))
+            return self.keep(t).data_ptr(), n, h, w, channels, self.kind
+        pixels = self.tuple_of(self.keep(self.new_map(t, channels)))
+        self.cuda.copy_map(self.stream, self.planes(t), pixels)
+        return pixels
 
     def planes(self, t: Tensor):
         """A tensor (N, C, H, W) at its strides."""
@@ -89,23 +90,31 @@ class Call:
         """A map (N, H, W, C) as the caller's (N, C, H, W)."""
         if t is None:
             return None
-        t = t.permute(0, 3, 1, 2)
+        width, t = t.shape[3], t.permute(0, 3, 1, 2)
+        if width == channels and t.dtype == self.given:
+            return t
         return t[:, :channels].to(self.given).contiguous(memory_format=CL)
 
-    # ---- weights and vectors ----
+    # ---- weights and vectors: most are right as they are, and a call of torch costs more than to see that ----
 
     def weight(self, t: Tensor, out: int | None = None, inner: int | None = None):
         out, inner = out or self.up(t.shape[0]), inner or self.up(t.shape[1])
-        t = t if t.dtype in KINDS else t.float()
-        t = self.keep(padded(t.detach(), out, inner).contiguous())
-        return t.data_ptr(), KINDS[t.dtype], out, inner
+        if t.dtype not in KINDS:
+            t = t.float()
+        if t.shape[:2] != (out, inner) or not t.is_contiguous():
+            t = padded(t.detach(), out, inner).contiguous()
+        return self.keep(t).data_ptr(), KINDS[t.dtype], out, inner
 
     def vector(self, t: Tensor, channels: int | None = None, value: float = 0.0) -> int:
-        t = padded(t.detach().float(), channels or self.up(t.shape[0]), value=value)
-        return self.keep(t.contiguous()).data_ptr()
+        channels = channels or self.up(t.shape[0])
+        if t.dtype != torch.float32 or t.shape[0] != channels or not t.is_contiguous():
+            t = padded(t.detach().float(), channels, value=value).contiguous()
+        return self.keep(t).data_ptr()
 
     def layer(self, weight, bias, gamma, beta, mean, var):
-        return self.weight(weight), [*map(self.vector, (bias, gamma, beta, mean)), self.vector(var, value=1.0)]
+        weight = self.weight(weight)
+        out = weight[2]
+        return weight, [*(self.vector(t, out) for t in (bias, gamma, beta, mean)), self.vector(var, out, 1.0)]
 
     def new(self, *shape: int) -> Tensor:
         return self.keep(torch.empty(shape, dtype=torch.float32, device=self.device))

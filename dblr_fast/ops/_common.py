@@ -19,18 +19,47 @@ def define(schema: str, run, fake) -> None:
     torch.library.register_fake(f"dblr_fast::{name}", fake, lib=LIBRARY)
 
 
+def differentiate(name: str, backward, setup) -> None:
+    """What torch.library.register_autograd does for an op without default arguments. It would list the schema's
+    arguments anew at every call to fill in defaults, which for a block takes longer than all of our own Python."""
+    op = getattr(torch.ops.dblr_fast, name).default
+
+    class Gradient(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *args):
+            *inputs, keys = args
+            with torch._C._AutoDispatchBelowAutograd():
+                output = op.redispatch(keys & torch._C._after_autograd_keyset, *inputs)
+            setup(ctx, inputs, output)
+            return output
+
+        @staticmethod
+        def backward(ctx, *grads):
+            return *backward(ctx, *grads), None
+
+    def run(keys, *inputs):
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
+            return Gradient.apply(*inputs, keys)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.redispatch(keys & torch._C._after_autograd_keyset, *inputs)
+
+    LIBRARY.impl(name, run, "Autograd", with_keyset=True)
+
+
 def follow_autocast(name: str, maps: tuple[int, ...], parameters: tuple[int, ...]) -> None:
     """Under autocast, casts the arguments at the positions `maps` to autocast's dtype, as convolutions do, and on a CPU
     `parameters` too. On a GPU, where every cast is a launch, these stay: kernels round them as they take them, and
     their gradients come as float32."""
     op = getattr(torch.ops.dblr_fast, name).default
     for device_type, key, cast_too in (("cpu", "AutocastCPU", parameters), ("cuda", "AutocastCUDA", ())):
-        def cast(*args, device_type=device_type, key=key, wanted={*maps, *cast_too}):
-            dtype = torch.get_autocast_dtype(device_type)
-            args = [
-                a.to(dtype) if i in wanted and isinstance(a, Tensor) and a.dtype in LOW_OR_SINGLE else a
-                for i, a in enumerate(args)]
-            with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))):
+        keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+        def cast(*args, device_type=device_type, keys=keys, wanted=(*maps, *cast_too)):
+            dtype, args = torch.get_autocast_dtype(device_type), list(args)
+            for i in wanted:
+                if isinstance(args[i], Tensor) and args[i].dtype in LOW_OR_SINGLE:
+                    args[i] = in_dtype(args[i], dtype)
+            with torch._C._ExcludeDispatchKeyGuard(keys):
                 return op(*args)
         LIBRARY.impl(name, cast, key)
 
@@ -51,7 +80,16 @@ def parameters_for(backend, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
     """Weights and biases in the maps' dtype, unless the backend rounds float32 ones itself."""
     if backend.rounds_parameters:
         return tensors
-    return tuple(t.to(x.dtype) for t in tensors)
+    return tuple(in_dtype(t, x.dtype) for t in tensors)
+
+
+def in_dtype(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """t.to(dtype), at less cost where there is nothing to do."""
+    return t if t.dtype == dtype else t.to(dtype)
+
+
+def gradients_like(gradients, tensors):
+    return [in_dtype(d, t.dtype) for d, t in zip(gradients, tensors)]
 
 
 def kept(t: Tensor | None, like: Tensor) -> Tensor:
@@ -74,38 +112,56 @@ def needs_gradient(*tensors: Tensor | None) -> bool:
 
 
 def check(condition, message) -> None:
-    """Raises RuntimeError with message() unless the condition holds; works on symbolic shapes."""
+    """Raises RuntimeError with message() unless the condition holds; works on symbolic shapes.
+
+    Ops check some twenty things a call: only what is symbolic goes through torch._check, which costs far more.
+    """
+    if condition is True:
+        return
+    if condition is False:
+        raise RuntimeError(message())
     torch._check(condition, message)
 
 
 def check_map(op: str, x: Tensor, what: str = "(N, C, H, W)") -> None:
-    check(x.dim() == 4, lambda: f"{op}: wanted a 4-D input {what}, got {x.dim()}-D {tuple(x.shape)}")
-    check(x.is_floating_point(), lambda: f"{op}: wanted a floating-point input, got {x.dtype}; convert it, "
-                                         f"for pictures to [0, 1]")
+    if x.dim() != 4:
+        raise RuntimeError(f"{op}: wanted a 4-D input {what}, got {x.dim()}-D {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise RuntimeError(f"{op}: wanted a floating-point input, got {x.dtype}; convert it, for pictures to [0, 1]")
     for length in x.shape:
         check(length >= 1, lambda: f"{op}: wanted an input with at least one element, got {tuple(x.shape)}")
 
 
 def check_shape(op: str, name: str, t: Tensor, shape: tuple) -> None:
+    # Sizes of real tensors are numbers and compare at once; those of fake ones may be symbols, which go one by one.
+    if type(t) in REAL and t.shape == shape:
+        return
     check(t.dim() == len(shape), lambda: f"{op}: wanted {name} of shape {tuple(shape)}, got {tuple(t.shape)}")
     for got, wanted in zip(t.shape, shape):
         check(got == wanted, lambda: f"{op}: wanted {name} of shape {tuple(shape)}, got {tuple(t.shape)}")
 
 
+REAL = (Tensor, torch.nn.Parameter)
+
+
 def check_parameters(op: str, x: Tensor, **others: Tensor) -> None:
     """Weights and biases: of the input's dtype, or float32 beside 16-bit maps."""
     check_alike(op, x, dtype_too=False, **others)
+    dtype = x.dtype
     for name, t in others.items():
-        check(t.dtype == x.dtype or t.dtype == torch.float32 and x.dtype in (torch.float16, torch.bfloat16),
-              lambda: f"{op}: wanted {name} in the input's dtype {x.dtype}, got {t.dtype}; convert one, or use autocast")
+        if t.dtype != dtype and not (t.dtype == torch.float32 and dtype in (torch.float16, torch.bfloat16)):
+            raise RuntimeError(
+                f"{op}: wanted {name} in the input's dtype {dtype}, got {t.dtype}; convert one, or use autocast")
 
 
 def check_alike(op: str, x: Tensor, dtype_too: bool = True, **others: Tensor | None) -> None:
+    device, dtype = x.device, x.dtype
     for name, t in others.items():
         if t is None:
             continue
-        check(t.device == x.device, lambda: f"{op}: wanted {name} on the input's device {x.device}, got "
-                                            f"{t.device}; move the module or the input")
-        if dtype_too:
-            check(t.dtype == x.dtype, lambda: f"{op}: wanted {name} in the input's dtype {x.dtype}, got "
-                                              f"{t.dtype}; convert one, or use autocast")
+        if t.device != device:
+            raise RuntimeError(
+                f"{op}: wanted {name} on the input's device {device}, got {t.device}; move the module or the input")
+        if dtype_too and t.dtype != dtype:
+            raise RuntimeError(
+                f"{op}: wanted {name} in the input's dtype {dtype}, got {t.dtype}; convert one, or use autocast")

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ._common import (backend_for, check, check_alike, check_map, check_parameters, check_shape, choices, define,
-                      follow_autocast, kept, map_like, needs_gradient, or_none, parameters_for)
+                      differentiate, follow_autocast, gradients_like, in_dtype, kept, map_like, needs_gradient, or_none,
+                      parameters_for)
 
 
 def conv_bn_act(x: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor, running_mean: Tensor,
@@ -25,19 +26,21 @@ def conv_bn_act(x: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Te
         x, weight, bias, gamma, beta, running_mean, running_var, residual, relu, training, eps, save,
         *choices(x))
     if training:
-        update_running(running_mean, running_var, mean, var, bias, momentum, y.numel() // y.shape[1])
+        update_running([(running_mean, running_var, mean, var, bias)], momentum, y.numel() // y.shape[1])
     return y
 
 
 @torch.no_grad()
-def update_running(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, bias: Tensor,
-                   momentum: float, count: int) -> None:
+def update_running(layers: list[tuple[Tensor, ...]], momentum: float, count: int) -> None:
     """Moves running statistics towards the batch's: its mean and its unbiased variance over count values.
 
-    mean, var are those of the convolution without its bias, which the running mean holds.
+    layers: (running_mean, running_var, mean, var, bias) of each. mean, var are those of the convolution without its
+    bias, which the running mean holds. On a GPU these are three launches, however many layers there are.
     """
-    running_mean.lerp_((mean + bias).to(running_mean.dtype), momentum)
-    running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), momentum)
+    running_means, running_vars, means, variances, biases = map(list, zip(*layers))
+    running = running_means + running_vars
+    batch = torch._foreach_add(means, biases) + torch._foreach_mul(variances, count / (count - 1))
+    torch._foreach_lerp_(running, [in_dtype(t, r.dtype) for t, r in zip(batch, running)], momentum)
 
 
 def check_convolution(op, x, weight, vectors, training):
@@ -88,7 +91,7 @@ def _run_backward(grad, x, weight, bias, gamma, beta, mean, var, z, relu, traini
     run = backend_for(x, backend, precision)
     dx, *rest = run.conv_bn_act_backward(grad, x, *parameters_for(run, x, weight, bias), gamma, beta, mean, var, z, relu,
                                          training, eps, need_x)
-    return kept(dx, x), *(d.to(t.dtype) for d, t in zip(rest, (weight, bias, gamma, beta)))
+    return kept(dx, x), *gradients_like(rest, (weight, bias, gamma, beta))
 
 
 def _fake_backward(grad, x, weight, bias, gamma, beta, mean, var, z, relu, training, eps, need_x, backend,
@@ -128,5 +131,5 @@ def _backward(ctx, grad, *_):
     return or_none(dx, need_x), *rest, None, None, dresidual, None, None, None, None, None, None
 
 
-torch.library.register_autograd("dblr_fast::conv_bn_act", _backward, setup_context=_setup)
+differentiate("conv_bn_act", _backward, _setup)
 follow_autocast("conv_bn_act", maps=(0, 7), parameters=(1, 2))

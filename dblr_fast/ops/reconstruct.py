@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._common import (backend_for, check_map, check_parameters, check_shape, choices, define, follow_autocast,
-                      kept, map_like, needs_gradient, or_none, parameters_for)
+from ._common import (backend_for, check_map, check_parameters, check_shape, choices, define, differentiate,
+                      follow_autocast, gradients_like, kept, map_like, needs_gradient, or_none, parameters_for)
 
 
 def reconstruct(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor) -> Tensor:
@@ -44,9 +44,9 @@ def _fake(x, w1, b1, w2, b2, w3, b3, save, backend, precision):
 
 
 def _run_backward(grad, x, h1, h2, w1, w2, w3, need_x, backend, precision):
-    run, weights = backend_for(x, backend, precision), (w1, w2, w3)
-    dx, *rest = run.reconstruct_backward(grad, x, h1, h2, *parameters_for(run, x, *weights), need_x)
-    return kept(dx, x), *(d.to(weights[i // 2].dtype) for i, d in enumerate(rest))
+    run = backend_for(x, backend, precision)
+    dx, *rest = run.reconstruct_backward(grad, x, h1, h2, *parameters_for(run, x, w1, w2, w3), need_x)
+    return kept(dx, x), *gradients_like(rest, (w1, w1, w2, w2, w3, w3))
 
 
 def _fake_backward(grad, x, h1, h2, w1, w2, w3, need_x, backend, precision):
@@ -78,5 +78,5 @@ def _backward(ctx, grad, *_):
     return or_none(dx, need_x), *rest, None, None, None
 
 
-torch.library.register_autograd("dblr_fast::reconstruct", _backward, setup_context=_setup)
+differentiate("reconstruct", _backward, _setup)
 follow_autocast("reconstruct", maps=(0,), parameters=(1, 2, 3, 4, 5, 6))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._common import (backend_for, check_map, choices, define, follow_autocast, kept, map_like,
-                      needs_gradient, or_none, parameters_for)
+from ._common import (backend_for, check_map, choices, define, differentiate, follow_autocast, gradients_like, kept,
+                      map_like, needs_gradient, or_none, parameters_for)
 from .conv_bn_act import check_convolution, statistics_like, update_running
 
 NAMES = ("weight", "bias", "gamma", "beta", "running_mean", "running_var")
@@ -27,8 +27,7 @@ def residual_block(x: Tensor, first: tuple[Tensor, ...], second: tuple[Tensor, .
         x, *first, *second, training, eps, save, *choices(x))
     if training:
         count = y.numel() // y.shape[1]
-        update_running(*first[4:], mean1, var1, first[1], momentum, count)
-        update_running(*second[4:], mean2, var2, second[1], momentum, count)
+        update_running([(*first[4:], mean1, var1, first[1]), (*second[4:], mean2, var2, second[1])], momentum, count)
     return y
 
 
@@ -59,7 +58,7 @@ def _run_backward(grad, x, w1, b1, g1, be1, mean1, var1, z1, w2, b2, g2, be2, me
     w1, b1, w2, b2 = parameters_for(run, x, w1, b1, w2, b2)
     dx, *rest = run.residual_block_backward(
         grad, x, w1, b1, g1, be1, mean1, var1, z1, w2, b2, g2, be2, mean2, var2, z2, training, eps, need_x)
-    return kept(dx, x), *(d.to(t.dtype) for d, t in zip(rest, like))
+    return kept(dx, x), *gradients_like(rest, like)
 
 
 def _fake_backward(grad, x, w1, b1, g1, be1, mean1, var1, z1, w2, b2, g2, be2, mean2, var2, z2, training,
@@ -101,5 +100,5 @@ def _backward(ctx, grad, *_):
             None, None, None, None, None)
 
 
-torch.library.register_autograd("dblr_fast::residual_block", _backward, setup_context=_setup)
+differentiate("residual_block", _backward, _setup)
 follow_autocast("residual_block", maps=(0,), parameters=(1, 2, 7, 8))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._common import (backend_for, check, check_map, check_parameters, check_shape, choices, define,
-                      follow_autocast, kept, map_like, or_none, parameters_for)
+from ._common import (backend_for, check, check_map, check_parameters, check_shape, choices, define, differentiate,
+                      follow_autocast, gradients_like, kept, map_like, or_none, parameters_for)
 
 
 def stem(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def _fake(x, w1, b1, w2, b2, backend, precision):
 def _run_backward(grad, x, y, w1, b1, w2, need_x, backend, precision):
     run = backend_for(x, backend, precision)
     dx, *rest = run.stem_backward(grad, x, y, *parameters_for(run, x, w1, b1, w2), need_x)
-    return kept(dx, x), *(d.to(t.dtype) for d, t in zip(rest, (w1, b1, w2, w2)))
+    return kept(dx, x), *gradients_like(rest, (w1, b1, w2, w2))
 
 
 def _fake_backward(grad, x, y, w1, b1, w2, need_x, backend, precision):
@@ -78,5 +78,5 @@ def _backward(ctx, grad):
     return or_none(dx, need_x), *rest, None, None
 
 
-torch.library.register_autograd("dblr_fast::stem", _backward, setup_context=_setup)
+differentiate("stem", _backward, _setup)
 follow_autocast("stem", maps=(0,), parameters=(1, 2, 3, 4))

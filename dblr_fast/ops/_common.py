@@ -19,33 +19,6 @@ def define(schema: str, run, fake) -> None:
     torch.library.register_fake(f"dblr_fast::{name}", fake, lib=LIBRARY)
 
 
-def differentiate(name: str, backward, setup) -> None:
-    """What torch.library.register_autograd does for an op without default arguments. It would list the schema's
-    arguments anew at every call to fill in defaults, which for a block takes longer than all of our own Python."""
-    op = getattr(torch.ops.dblr_fast, name).default
-
-    class Gradient(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, *args):
-            *inputs, keys = args
-            with torch._C._AutoDispatchBelowAutograd():
-                output = op.redispatch(keys & torch._C._after_autograd_keyset, *inputs)
-            setup(ctx, inputs, output)
-            return output
-
-        @staticmethod
-        def backward(ctx, *grads):
-            return *backward(ctx, *grads), None
-
-    def run(keys, *inputs):
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
-            return Gradient.apply(*inputs, keys)
-        with torch._C._AutoDispatchBelowAutograd():
-            return op.redispatch(keys & torch._C._after_autograd_keyset, *inputs)
-
-    LIBRARY.impl(name, run, "Autograd", with_keyset=True)
-
-
 def follow_autocast(name: str, maps: tuple[int, ...], parameters: tuple[int, ...]) -> None:
     """Under autocast, casts the arguments at the positions `maps` to autocast's dtype, as convolutions do, and on a CPU
     `parameters` too. On a GPU, where every cast is a launch, these stay: kernels round them as they take them, and

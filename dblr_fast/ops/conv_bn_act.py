@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from ._common import (backend_for, check, check_alike, check_map, check_parameters, check_shape, choices, define,
-                      differentiate, follow_autocast, gradients_like, in_dtype, kept, map_like, needs_gradient, or_none,
-                      parameters_for)
+                      follow_autocast, gradients_like, in_dtype, kept, map_like, needs_gradient, or_none, parameters_for)
 
 
 def conv_bn_act(x: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor, running_mean: Tensor,
@@ -131,5 +130,5 @@ def _backward(ctx, grad, *_):
     return or_none(dx, need_x), *rest, None, None, dresidual, None, None, None, None, None, None
 
 
-differentiate("conv_bn_act", _backward, _setup)
+torch.library.register_autograd("dblr_fast::conv_bn_act", _backward, setup_context=_setup)
 follow_autocast("conv_bn_act", maps=(0, 7), parameters=(1, 2))

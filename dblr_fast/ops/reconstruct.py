@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._common import (backend_for, check_map, check_parameters, check_shape, choices, define, differentiate,
-                      follow_autocast, gradients_like, kept, map_like, needs_gradient, or_none, parameters_for)
+from ._common import (backend_for, check_map, check_parameters, check_shape, choices, define, follow_autocast,
+                      gradients_like, kept, map_like, needs_gradient, or_none, parameters_for)
 
 
 def reconstruct(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor) -> Tensor:
@@ -78,5 +78,5 @@ def _backward(ctx, grad, *_):
     return or_none(dx, need_x), *rest, None, None, None
 
 
-differentiate("reconstruct", _backward, _setup)
+torch.library.register_autograd("dblr_fast::reconstruct", _backward, setup_context=_setup)
 follow_autocast("reconstruct", maps=(0,), parameters=(1, 2, 3, 4, 5, 6))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._common import (backend_for, check_map, choices, define, differentiate, follow_autocast, gradients_like, kept,
-                      map_like, needs_gradient, or_none, parameters_for)
+from ._common import (backend_for, check_map, choices, define, follow_autocast, gradients_like, kept, map_like,
+                      needs_gradient, or_none, parameters_for)
 from .conv_bn_act import check_convolution, statistics_like, update_running
 
 NAMES = ("weight", "bias", "gamma", "beta", "running_mean", "running_var")
@@ -100,5 +100,5 @@ def _backward(ctx, grad, *_):
             None, None, None, None, None)
 
 
-differentiate("residual_block", _backward, _setup)
+torch.library.register_autograd("dblr_fast::residual_block", _backward, setup_context=_setup)
 follow_autocast("residual_block", maps=(0,), parameters=(1, 2, 7, 8))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._common import (backend_for, check, check_map, check_parameters, check_shape, choices, define, differentiate,
+from ._common import (backend_for, check, check_map, check_parameters, check_shape, choices, define,
                       follow_autocast, gradients_like, kept, map_like, or_none, parameters_for)
 
 
@@ -78,5 +78,5 @@ def _backward(ctx, grad):
     return or_none(dx, need_x), *rest, None, None
 
 
-differentiate("stem", _backward, _setup)
+torch.library.register_autograd("dblr_fast::stem", _backward, setup_context=_setup)
 follow_autocast("stem", maps=(0,), parameters=(1, 2, 3, 4))

@@ -32,7 +32,7 @@ TAPS = "test_cuda_gradients.py::test_backward_of_taps", ""
 SUMS = "test_cuda_gradients.py::test_channel_sums_and_relu", ""
 ROWS = "test_cuda_sm90.py::test_long_walk", "f16 and not bf16"
 ADDED = "test_cuda_sm90.py::test_epilogue", "f16 and not bf16"
-CLUSTERS = "test_cuda_sm90.py::test_clusters", "f16 and not bf16"
+WIDE = "test_cuda_sm90.py::test_clusters", "f16 and not bf16"
 DEEP = "test_cuda_sm90.py::test_deep_with_taps", "f16 and not bf16"
 MASK = "test_cuda_sm90.py::test_deep_mask_and_sums", "f16 and not bf16"
 FEW = "test_cuda_sm90.py::test_weight_gradient_in_few_blocks", "f16 and not bf16"
@@ -145,10 +145,10 @@ MUTANTS = [
            "barrier_wait(full + 8 * slot, parity);", "", DEEP),
     Mutant("deep: a row more is not waited for", "conv3x3_sm90_deep.cuh", "ring.wait(first + ky + 1);",
            "ring.wait(first + ky + 1);", "", DEEP),
-    Mutant("deep: weights freed before all lanes have read", "conv3x3_sm90_deep.cuh",
-           "sync_warp();\n      if (lane == 0) barrier_arrive(empty", "sync_warp();", "", DEEP),
+    Mutant("deep: the wrong stage of weights freed", "conv3x3_sm90_deep.cuh",
+           "(slot > 0 ? slot - 1 : kStages - 1)", "slot - 1 : kStages - 1", "slot : 0", DEEP),
     Mutant("deep: no arrival for weights that were read", "conv3x3_sm90_deep.cuh",
-           "if (lane == 0) barrier_arrive(empty + 8 * slot);", "barrier_arrive(empty + 8 * slot);", "", DEEP),
+           "release_stage();\n", "release_stage();", "", DEEP),
     Mutant("deep: no arrival for warpgroup 2's turn", "conv3x3_sm90_deep.cuh", "barrier_arrive(turn);",
            "barrier_arrive(turn);",
            "", DEEP),
@@ -156,8 +156,8 @@ MUTANTS = [
            "sync_some(1 + me, 128);  // all is staged", "sync_some(1 + me, 128);", "", DEEP),
     Mutant("deep: no barrier after tap planes are contracted", "conv3x3_sm90_deep.cuh",
            "sync_some(1 + me, 128);  // the tile is free", "sync_some(1 + me, 128);", "", DEEP),
-    Mutant("deep: no fence before results leave", "conv3x3_sm90_deep.cuh", "fence_proxy_async();",
-           "fence_proxy_async();", "", DEEP),
+    Mutant("deep: no fence before results leave", "conv3x3_sm90_deep.cuh", "if (p.stored) fence_proxy_async();",
+           "if (p.stored) fence_proxy_async();", "", DEEP),
     Mutant("deep: results overwritten before they have left", "conv3x3_sm90_deep.cuh", "store_wait_read<0>();",
            "store_wait_read<0>();", "", DEEP),
     Mutant("deep: the last tap left out", "conv3x3_sm90_deep.cuh",
@@ -179,10 +179,14 @@ MUTANTS = [
            "barrier_arrive_in(empty + 8 * (s % slots), s % cluster);", "s % cluster", "(s + 1) % cluster", DEEP),
     Mutant("cluster: rows sent to one block alone", "conv3x3_sm90_ring.cuh", "ready, (1 << cluster) - 1);",
            "(1 << cluster) - 1", "1 << rank", DEEP),
-    Mutant("cluster: a row is overwritten once one block has read it", "conv3x3_sm90_ring.cuh",
-           "barrier_init(empty + 8 * i, warps * cluster);", "warps * cluster", "warps", CLUSTERS),
-    Mutant("cluster: a row is fetched twice", "conv3x3_sm90_ring.cuh", "if (s % cluster == rank) {",
-           "s % cluster == rank", "s % cluster == rank || s == 9 && rank == 0", CLUSTERS),
+    Mutant("cluster: a row is overwritten once one block has read it (64 in)", "conv3x3_sm90_ring.cuh",
+           "barrier_init(empty + 8 * i, warps * cluster);", "warps * cluster", "warps", WIDE),
+    Mutant("cluster: a row is fetched twice (64 in)", "conv3x3_sm90_ring.cuh", "if (s % cluster == rank) {",
+           "s % cluster == rank", "s % cluster == rank || s == 9 && rank == 0", WIDE),
+    Mutant("cluster: blocks start before barriers are made (64 in)", "conv3x3_sm90.cuh",
+           "sync_blocks<cluster>();\n  Walk walk", "sync_blocks<cluster>();", "", WIDE),
+    Mutant("cluster: a block leaves while others need it (64 in)", "conv3x3_sm90.cuh",
+           "sync_blocks<cluster>();  // none leaves", "sync_blocks<cluster>();", "", WIDE),
     Mutant("cluster: a block leaves while others need it", "conv3x3_sm90_deep.cuh",
            "sync_blocks<cluster>();  // none leaves", "sync_blocks<cluster>();", "", DEEP),
     Mutant("cluster: blocks start before barriers are made", "conv3x3_sm90_deep.cuh",

@@ -287,25 +287,24 @@ def test_more_out_channels(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_clusters(kind):
-    """Whether two blocks share a row's arrival or not: the same bits. Twice round the ring, and the end of a strip
-    within."""
-    for shape in ((2, 7, 9), (1, 2, 130)):
-        problem = Problem(kind, shape, inner=128, out=256, relu=True)
-        K.set_device(multiprocessors=4, group=1)
-        alone = problem.run()[0]
-        assert K.last_grid() == (4, 1)
-        K.set_device(multiprocessors=4, group=2)
-        assert torch.equal(problem.check()[0], alone)
-        assert K.last_grid() == (4, 2)
+@pytest.mark.parametrize("size", (1, 2, 4))
+def test_clusters(kind, size):
+    """However many blocks share a row's arrival: the same bits. Twice round the ring, and the end of a strip within."""
+    problem = Problem(kind, (2, 7, 9), out=256, relu=True)
+    K.set_device(multiprocessors=4, group=1)
+    alone = problem.run()[0]
+    K.set_device(multiprocessors=4, group=size)
+    assert torch.equal(problem.check()[0], alone)
+    problem = Problem(kind, (1, 2, 130), out=256, adds=1)
+    problem.check()
 
 
 @pytest.mark.parametrize("multiprocessors, group, grid", (
-    (132, 132, (132, 2)), (132, 16, (132, 2)), (132, 17, (132, 1)), (7, 7, (4, 2)), (3, 3, (4, 1)), (1, 1, (4, 1))))
+    (132, 132, (132, 4)), (132, 16, (132, 4)), (132, 18, (132, 2)), (7, 7, (4, 4)), (3, 3, (4, 1)), (1, 1, (4, 1))))
 def test_as_many_blocks_as_run_at_once(multiprocessors, group, grid):
     """A cluster needs its multiprocessors in one group; a size that would leave more of them idle is not taken."""
     K.set_device(multiprocessors=multiprocessors, group=group)
-    Problem("f16", (40, 1, 3), inner=128, out=256).check()
+    Problem("f16", (40, 1, 3), out=256).check()
     assert K.last_grid() == grid
 
 
@@ -320,14 +319,15 @@ def test_deep_taps_alone():
 
 
 def test_deep_map_alone():
-    Problem("f16", (3, 6, 9), inner=128, out=64).check()
+    Problem("f16", (3, 6, 9), inner=128, out=128).check()
 
 
 def test_deep_long_walk():
-    """One block (or cluster) for all: both rings go round many times."""
-    for out in (64, 128):
-        K.set_device(multiprocessors=out // 64)
-        Problem("f16", (1, 17, 131), inner=64, out=out, taps=True, relu=True).check()
+    """One cluster for all, or two blocks by themselves: both rings go round many times."""
+    for group in (1, 2):
+        K.set_device(multiprocessors=2, group=group)
+        Problem("f16", (1, 17, 131), inner=64, out=128, taps=True, relu=True).check()
+        assert K.last_grid() == (2, group)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -340,12 +340,12 @@ def test_deep_mask_and_sums(kind, shape):
 def test_deep_mask_of_many_tiles():
     """Several tiles a block, a strip that ends in the middle of a tile's columns; the mask alone."""
     K.set_device(multiprocessors=1)
-    Problem("f16", (1, 13, 131), inner=128, out=64, affine=False, mask=True, sums=True).check()
-    Problem("bf16", (2, 6, 9), inner=128, out=64, relu=True, mask=True).check()
+    Problem("f16", (1, 13, 131), inner=128, out=128, affine=False, mask=True, sums=True).check()
+    Problem("bf16", (2, 6, 9), inner=128, out=128, relu=True, mask=True).check()
 
 
 def test_deep_infinity_passes_only_where_the_mask_keeps():
-    problem = Problem("f16", (1, 5, 6), inner=128, out=64, affine=False, mask=True)
+    problem = Problem("f16", (1, 5, 6), inner=128, out=128, affine=False, mask=True)
     problem.x[0, 5, 2, 3] = float("inf")
     problem.mask[0, 7, 2, 2] = float("nan")
     y = problem.run()[0].permute(0, 3, 1, 2)
@@ -356,7 +356,7 @@ def test_deep_infinity_passes_only_where_the_mask_keeps():
 def test_same_bits_whatever_the_order_of_threads():
     small = Problem("bf16", (2, 7, 9), adds=2, relu=True)
     deep = Problem("f16", (1, 5, 9), inner=64, out=128, taps=True)
-    masked = Problem("bf16", (1, 5, 9), inner=128, out=64, mask=True, sums=True)
+    masked = Problem("bf16", (1, 5, 9), inner=128, out=128, mask=True, sums=True)
     first = [*small.run(), *deep.run(), *masked.run()]
     for seed in (1, 2, 3):
         K.set_seed(seed)
@@ -426,11 +426,12 @@ def test_takes():
     assert not takes(sums="total") and not takes(mask=residual, sums="statistics")
     assert not takes(mask=residual, norm_z=(128, *residual[1:]), sums="normalised")
     assert not takes(mask=residual, add0=residual) and not takes(sums="statistics", scale=64)
-    assert takes(x=128, mask=residual) and takes(x=128, mask=residual, sums="total")
-    assert not takes(x=128, sums="total") and not takes(x=128, sums="statistics")
-    assert not takes(x=128, mask=residual, norm_z=residual, sums="normalised")
-    assert not takes(x=128, mask=residual, mask_scale=64, mask_shift=64)
-    assert not takes(x=128, mask=residual, y=None, taps=64, tap_weights=64)
+    deep = dict(x=128, out=128, mask=(64, 1, 4, 4, 128, "f16"))
+    assert takes(**deep) and takes(**deep, sums="total")
+    assert not takes(x=128, out=128, sums="total") and not takes(x=128, out=128, sums="statistics")
+    assert not takes(**deep, norm_z=deep["mask"], sums="normalised") and not takes(**deep, mask_scale=64, mask_shift=64)
+    assert not takes(**deep, y=None, taps=64, tap_weights=64)
+    assert not takes(x=128, out=64) and not takes(x=128, out=192) and not takes(taps=64, tap_weights=64)
     assert not takes(x=256, out=64, add0=residual) and not takes(add0=residual, taps=64, tap_weights=64)
     assert not takes(y=None) and not takes(add0=residual, y=None)
 
@@ -451,12 +452,12 @@ def test_refusals():
             K.conv3x3_sm90(source, weights, {"y": (y.data_ptr(), 1, h, 3, 64, kind)})
     with pytest.raises(ValueError, match="weights' type"):
         K.conv3x3_sm90(source, (*weights[:3], "bf16"), {"y": (y.data_ptr(), 1, 2, 3, 64, "f16")})
-    deep_source, deep_weights = {"x": (64, 1, 2, 3, 128, "f16")}, (64, 64, 128, "f16")
-    masked = {"y": (y.data_ptr(), 1, 2, 3, 64, "f16"), "mask": (64, 1, 2, 3, 64, "f16"), "sums": "total"}
+    deep_source, deep_weights = {"x": (64, 1, 2, 3, 128, "f16")}, (64, 128, 128, "f16")
+    masked = {"y": (64, 1, 2, 3, 128, "f16"), "mask": (64, 1, 2, 3, 128, "f16"), "sums": "total"}
     with pytest.raises(ValueError, match="sums need a place"):
         K.conv3x3_sm90(deep_source, deep_weights, masked)
     with pytest.raises(ValueError, match="what masks must"):
-        K.conv3x3_sm90(deep_source, deep_weights, {**masked, "mask": (64, 1, 3, 3, 64, "f16"), "partial": 64})
+        K.conv3x3_sm90(deep_source, deep_weights, {**masked, "mask": (64, 1, 3, 3, 128, "f16"), "partial": 64})
     with pytest.raises(ValueError, match="takes"):
         K.conv3x3_sm90(source, weights, {})
     with pytest.raises(ValueError, match="multiples of 64"):

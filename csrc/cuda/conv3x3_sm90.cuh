@@ -16,9 +16,11 @@
 // At 1280x720 on an H200 (790 TFLOP/s and 4.3 TB/s measured): floor 86 us (82 us of bytes with a residual); shares of
 // 54 or 55 rows lose 1 %, start and first rows about 4 us, the last epilogue 1 us: 92-100 us predicted. 64 -> 256:
 // floor 344 us, four chunks of 33 blocks, 365-385 us predicted.
-// Measured on an H200, float16: 82-85 us, with a residual 100-102 (bytes bound it then), at a clock that the power limit
-// holds at 1.6 GHz; tensor cores 87 % busy. 64 -> 256: 297 us without clusters of blocks that share each row's arrival
-// (447 us in pairs: they wait for one another more than L2 would cost). The descriptor that starts in mid-atom is right.
+// 64 -> 256 in clusters of blocks that differ in out channels: each row comes from L2 once for the cluster. L2 then gives
+// 3.6 (of 2) or 1.8 (of 4) bytes in a clock and SM instead of 7.2, beside 7.1 out; 132 SMs draw 1890, 1410 or 1180 of its
+// about 3000, so that it pays only where something else wants L2. See cluster_of in conv3x3_sm90.cu.
+// To be measured first: whether the mid-atom descriptor reads what it should (the parity test shows it: taps kx = 1, 2
+// would be wrong), then the time of this layer.
 #pragma once
 
 #include "conv3x3_sm90_ring.cuh"
@@ -153,12 +155,12 @@ __device__ __forceinline__ RowSums mask_row(const Params& p, int channel, Shared
 
 // training: with partial sums and masks.
 // registers: 168, spills: 0 (sm_90a; at launch, then 24 for those that fetch and 240 for those that multiply)
-template <class E, bool training>
+template <class E, int cluster, bool training>
 __global__ void __launch_bounds__(384, 1) conv3x3_sm90_kernel(const __grid_constant__ Params p) {
 #if defined(DBLR_EMULATED) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
   const SharedAddress shared = shared_address(dynamic_shared());
   const SharedAddress barriers = shared + kBarriers;
-  const Ring<1> ring{shared, barriers, barriers + 8 * kRing};
+  const Ring<cluster> ring{shared, barriers, barriers + 8 * kRing};
   const SharedAddress added = barriers + 16 * kRing, turns = added + 16;  // one for each multiplying warpgroup
   const int warp = shuffle(threadIdx.x / 32, 0), lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {
@@ -169,7 +171,7 @@ __global__ void __launch_bounds__(384, 1) conv3x3_sm90_kernel(const __grid_const
     }
     fence_barrier_init();
   }
-  sync_threads();
+  sync_blocks<cluster>();
   Walk walk = share_of(p.units, p.height, p.strips, blockIdx.x / p.chunks, gridDim.x / p.chunks);
 
   if (warp < 4) {
@@ -177,8 +179,9 @@ __global__ void __launch_bounds__(384, 1) conv3x3_sm90_kernel(const __grid_const
     if (threadIdx.x == 0) {
       dblr::prefetch_map(p.x);
       dblr::prefetch_map(p.y);
+      const int rank = cluster > 1 ? cluster_rank() : 0;
       for (int s = 0; walk.advance();) {
-        for (int y = walk.first - 1; y <= walk.first + walk.count; y++) ring.load(s++, p.x, 0, walk.x, y, walk.n, 0);
+        for (int y = walk.first - 1; y <= walk.first + walk.count; y++) ring.load(s++, p.x, 0, walk.x, y, walk.n, rank);
       }
     }
   } else {
@@ -276,6 +279,7 @@ __global__ void __launch_bounds__(384, 1) conv3x3_sm90_kernel(const __grid_const
     }
     if (thread == 0) store_wait<0>();
   }
+  if constexpr (cluster > 1) sync_blocks<cluster>();  // none leaves while another may still tell it that a row is read
 #endif
 }
 

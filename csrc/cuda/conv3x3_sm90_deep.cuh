@@ -12,12 +12,13 @@
 // Clocks of an SM for a pixel and 64 out channels (counted): products 72 (64 x 2304 / 2048); shared memory: B 36,
 // fragments 4.5, arrivals 8: 48. Bytes an SM draws from L2 in a clock: weights 8 (295 KB for 512 pixels, 36864 clocks),
 // pixels 10.8 alone, 5.4 in a cluster of 2: 13.4, and 132 SMs together 1770 of the L2's about 3000.
-// At 1280x720, 256 -> 256, on an H200: floor 1376 us; shares of 54 or 55 tiles lose 1 %: 1.42-1.5 ms predicted.
+// At 1280x720, 256 -> 256, on an H200: floor 1376 us; shares of 54 or 55 tiles lose 1 %: 1.42-1.5 ms predicted, 1.55
+// measured in clusters of 2. Without clusters 1.29, but not always the same bits: see conv3x3_sm90_takes.
 // Epilogue of a warpgroup's two rows: 800 instructions a thread with tap planes (a warp each scheduler, so as many
 // clocks), and about 600 clocks of waiting for barriers, ldmatrix and mma.sync: 1400. A warpgroup alone takes 512 for a
 // tap, so that a lead of 4 taps (2048) hides it, even if mma.sync has to wait for the other's products.
-// Weights' ring: the stage that warpgroup 2 frees is wanted by warpgroup 1 kStages - kLead = 3 taps later, 3072 clocks
-// for a copy's about 1000. Measured with one tap between them, and tap planes by multiply-adds and shuffles (7000 to
+// Weights' ring: the stage that warpgroup 2 frees, once it has issued a tap's products, is wanted by warpgroup 1
+// kStages - kLead - 1 = 2 taps later, 2048 clocks for a copy's about 1000. Measured with one tap between them, and tap planes by multiply-adds and shuffles (7000 to
 // 8000 clocks a tile): 60300 clocks a tile instead of 36864, 1.87 ms for L34 and L35 in float16 at 1280x720.
 // Mask and sums (training): the lower row's mask arrives during the products and stays as bits in two registers, the
 // upper's takes its place. 128 bytes more a pixel and 64 channels; 500 instructions more, of which the lead hides most.
@@ -50,7 +51,7 @@ constexpr int kDeepTaps = kDeepTiles + 2 * kTileBytes;            // tap weights
 constexpr int kDeepBarriers = kDeepTaps + 64 * 16 * 2;
 constexpr int kDeepSharedBytes = kDeepBarriers + 8 * (2 * kRing + 2 * kStages + 1 + 2);
 static_assert(kDeepTiles % 1024 == 0, "tiles are swizzled");
-static_assert(kLead < kStages && kLead <= 9, "warpgroup 1 must reach its lead alone, within the first chunk");
+static_assert(kLead + 1 < kStages && kLead <= 9, "warpgroup 1 must reach its lead alone, within the first chunk");
 static_assert(kDeepSharedBytes <= 227 * 1024, "more than a block may have");
 
 __device__ __forceinline__ Walk walk_of(const DeepParams& p) {
@@ -180,7 +181,7 @@ __global__ void __launch_bounds__(384, 1) conv3x3_sm90_deep_kernel(const __grid_
     const unsigned char* const fragments = memory + kDeepWeights + line * 128 + (lane % 8 ^ line % 8) * 16;
 
     std::uint32_t a[3][4][4];
-    int slot = 0, parity = 0;  // of the weights' ring
+    int slot = 0, parity = 0;  // of the weights' ring: the stage to be loaded next
     const auto load = [&](std::uint32_t (&to)[4][4]) {
       barrier_wait(full + 8 * slot, parity);
 #pragma unroll
@@ -189,9 +190,14 @@ __global__ void __launch_bounds__(384, 1) conv3x3_sm90_deep_kernel(const __grid_
 #pragma unroll
         for (int j = 0; j < 4; j++) to[k][j] = v.word[j];
       }
-      sync_warp();
-      if (lane == 0) barrier_arrive(empty + 8 * slot);
       if (++slot == kStages) slot = 0, parity ^= 1;
+    };
+    // Frees the stage that was loaded last, once the products of its weights have been issued, which waits for the loads:
+    // an arrival alone does not hold the copy engine's next write behind loads that are still under way.
+    const auto release_stage = [&] {
+      fence_proxy_async();
+      sync_warp();
+      if (lane == 0) barrier_arrive(empty + 8 * (slot > 0 ? slot - 1 : kStages - 1));
     };
 
     const auto fetch_mask = [&](int row) {  // by one thread, once the tile of results is free
@@ -280,10 +286,12 @@ __global__ void __launch_bounds__(384, 1) conv3x3_sm90_deep_kernel(const __grid_
                 products_64x128x16<E>(lower, a[kx][k], row1 + (kx * kPixel + k * 32) / 16);
               }
               products_commit();
+              release_stage();
               if (ky * 3 + kx + 1 == kLead && from == 0 && me == 0 && lane == 0) barrier_arrive(turn);
               if (ky == 1 && kx == 0 && p.masked && from + 1 == p.chunks_in) {  // the lower row's mask to the upper's
                 barrier_wait(masks + 8 * me, 0);
                 kept_of<E>(mine, kept[1]);
+                fence_proxy_async();
                 sync_some(1 + me, 128);  // the lower row's mask is read
                 if (thread == 0) fetch_mask(y);
               }

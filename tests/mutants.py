@@ -146,7 +146,7 @@ MUTANTS = [
     Mutant("deep: a row more is not waited for", "conv3x3_sm90_deep.cuh", "ring.wait(first + ky + 1);",
            "ring.wait(first + ky + 1);", "", DEEP),
     Mutant("deep: the wrong stage of weights freed", "conv3x3_sm90_deep.cuh",
-           "(slot > 0 ? slot - 1 : kStages - 1)", "slot - 1 : kStages - 1", "slot : 0", DEEP),
+           "(slot > 0 ? slot - 1 : kStages - 1)", "slot > 0 ? slot - 1 : kStages - 1", "slot", DEEP),
     Mutant("deep: no arrival for weights that were read", "conv3x3_sm90_deep.cuh",
            "release_stage();\n", "release_stage();", "", DEEP),
     Mutant("deep: no arrival for warpgroup 2's turn", "conv3x3_sm90_deep.cuh", "barrier_arrive(turn);",

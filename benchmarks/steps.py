@@ -72,7 +72,7 @@ class LoopStep:
 
     def __init__(self, precision, blocks, device, graph, example):
         config = TrainConfig(
-            device=str(device), cuda_graphs=graph, data=DataConfig(crop=example[0].shape[-1]),
+            device=str(device), cuda_graphs="always" if graph else "never", data=DataConfig(crop=example[0].shape[-1]),
             model=ModelConfig(frames=example[0].shape[1], blocks=blocks),
             precision=PrecisionConfig(autocast=AUTOCAST[precision]))
         switches = torch.backends.cudnn, torch.backends.cuda.matmul

@@ -230,7 +230,8 @@ def test_training_replayed_as_graphs(monkeypatch, changes):
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)  # of the discriminator's convolutions
     results = []
     for recorded in (False, True):
-        config = small("run", model__frames=5, model__width=64, optimiser__clip=1e-3, cuda_graphs=recorded, **changes)
+        config = small("run", model__frames=5, model__width=64, optimiser__clip=1e-3,
+                       cuda_graphs="always" if recorded else "never", **changes)
         step, windows = Step(config, Ranks(device=GPU)), Windows(24, 5)
         values = []
         for number in range(8):

@@ -91,7 +91,7 @@ def test_same_losses_weights_and_statistics(footage, stand_in, tmp_path, changes
     changes = dict(steps=8, **changes)
     train(small(tmp_path / "plain", **changes))
     assert not stand_in.made
-    train(small(tmp_path / "graphs", cuda_graphs=True, **changes))
+    train(small(tmp_path / "graphs", cuda_graphs="always", **changes))
     same_runs(tmp_path / "plain", tmp_path / "graphs")
     recorder, = stand_in.made
     passes = 2 if "loss__alpha" in changes else 1
@@ -99,12 +99,12 @@ def test_same_losses_weights_and_statistics(footage, stand_in, tmp_path, changes
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1e-2], ids=["DBLRNet", "DBLRGAN"])
-@pytest.mark.parametrize("first", [False, True], ids=["launched", "replayed"])
+@pytest.mark.parametrize("first", ["never", "always"], ids=["launched", "replayed"])
 def test_resumed_in_the_middle(footage, stand_in, tmp_path, alpha, first):  # noqa: F811
     changes = dict(loss__alpha=alpha, steps=11)
     train(small(tmp_path / "whole", **changes))
     train(small(tmp_path / "parts", cuda_graphs=first, **changes | {"steps": 6}))
-    train(small(tmp_path / "parts", cuda_graphs=True, resume=True, **changes))
+    train(small(tmp_path / "parts", cuda_graphs="always", resume=True, **changes))
     same_runs(tmp_path / "whole", tmp_path / "parts")
 
 
@@ -115,7 +115,7 @@ def test_nan_in_a_replay(footage, stand_in, tmp_path, monkeypatch, alpha):  # no
     monkeypatch.setattr(Step, "__init__", lambda self, *a, **k: left.append(self) or build(self, *a, **k))
     for name, recorded in (("plain", False), ("graphs", True)):
         with pytest.raises(NotFinite, match="^step 5 is not finite .*blurred frames of sample 9") as stopped:
-            train(small(tmp_path / name, loss__alpha=alpha, cuda_graphs=recorded))
+            train(small(tmp_path / name, loss__alpha=alpha, cuda_graphs="always" if recorded else "never"))
         said.append(str(stopped.value))
     assert said[0] == said[1]
     weights = [{name: p for learner in (step.generator, step.critic) if learner
@@ -131,7 +131,7 @@ def test_scaled_gradients(footage, stand_in):  # noqa: F811
     """A replay takes the scale of its step: overflows skip steps and halve it."""
     results = []
     for recorded in (False, True):
-        config = small("run", precision__autocast="fp16", cuda_graphs=recorded)
+        config = small("run", precision__autocast="fp16", cuda_graphs="always" if recorded else "never")
         step, values = Step(config, Ranks()), []
         step.generator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=3)
         feed = footage.batches(footage.training_set(config.data, 3, 3), ([2 * i, 2 * i + 1] for i in count()))
@@ -145,20 +145,23 @@ def test_scaled_gradients(footage, stand_in):  # noqa: F811
 
 
 def test_batches_have_one_shape(footage, stand_in):  # noqa: F811
-    step = Step(small("run", cuda_graphs=True), Ranks())
+    step = Step(small("run", cuda_graphs="always"), Ranks())
     windows = footage.training_set(small("run").data, 3, 3)
     batches = footage.batches(windows, [[0, 1], [2, 3, 4]])
     step(next(batches), 0)
     with pytest.raises(Refusal, match=r"batches of one shape, and blurred frames of \(3, 3, 24, 24\) follow some of "
-                                      r"\(2, 3, 24, 24\); leave it false"):
+                                      r"\(2, 3, 24, 24\); set it to never"):
         step(next(batches), 1)
 
 
 def test_where_steps_cannot_be_recorded(footage, tmp_path):  # noqa: F811
     with pytest.raises(Refusal, match="cuda_graphs needs a GPU and one process, and the device is cpu and the "
-                                      "processes are 1; leave it false"):
-        train(small(tmp_path / "run", cuda_graphs=True))
+                                      "processes are 1; leave it at auto"):
+        train(small(tmp_path / "run", cuda_graphs="always"))
     with pytest.raises(Refusal, match="the device is cuda and the processes are 2"):
         graphs.require_possible(Ranks(0, 2, 0, torch.device("cuda", 0)))
     graphs.require_possible(Ranks(device=torch.device("cuda", 0)))
+    assert graphs.wanted("auto", Ranks(device=torch.device("cuda", 0))) and not graphs.wanted("auto", Ranks())
+    assert not graphs.wanted("auto", Ranks(0, 2, 0, torch.device("cuda", 0)))
+    assert not graphs.wanted("never", Ranks(device=torch.device("cuda", 0)))
     assert not (tmp_path / "run").exists() and not footage.asked

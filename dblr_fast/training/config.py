@@ -220,9 +220,9 @@ class TrainConfig:
     """Seed of the initial weights and of all samples."""
     device: str = "auto"
     """cpu, cuda or cuda:1; auto takes a GPU when there is one."""
-    cuda_graphs: bool = False
+    cuda_graphs: Literal["auto", "always", "never"] = "auto"
     """Replay forward and backward as CUDA graphs, which saves the time of their launches and holds their memory
-    between steps; one process on a GPU. Off, as no GPU has measured yet whether that wins."""
+    between steps; auto does so where it can, with one process on a GPU (4x128x128 four times as fast on an H200)."""
     ema: float = 0.999
     """Decay of the moving average of the weights, which is what is validated and exported; 0 averages nothing."""
     data: DataConfig = field(default_factory=DataConfig)

@@ -19,11 +19,20 @@ FRAMES = ("blurred", "sharp")
 WARM_UP = 3  # passes before the capture, as many as torch's documentation asks for
 
 
+def possible(ranks: Ranks) -> bool:
+    return ranks.device.type == "cuda" and ranks.world == 1
+
+
 def require_possible(ranks: Ranks) -> None:
     """Raises Refusal where steps cannot be recorded."""
-    if ranks.device.type != "cuda" or ranks.world > 1:
+    if not possible(ranks):
         raise Refusal(f"cuda_graphs needs a GPU and one process, and the device is {ranks.device.type} and the "
-                      f"processes are {ranks.world}; leave it false")
+                      f"processes are {ranks.world}; leave it at auto")
+
+
+def wanted(setting: str, ranks: Ranks) -> bool:
+    """Whether steps are recorded at a setting of TrainConfig.cuda_graphs."""
+    return setting == "always" or setting == "auto" and possible(ranks)
 
 
 class Passes:
@@ -64,7 +73,7 @@ class RecordedPasses(Passes):
         for place, name in zip(self.frames, FRAMES):
             if batch[name].shape != place.shape:
                 raise Refusal(f"cuda_graphs needs batches of one shape, and {name} frames of "
-                              f"{tuple(batch[name].shape)} follow some of {tuple(place.shape)}; leave it false")
+                              f"{tuple(batch[name].shape)} follow some of {tuple(place.shape)}; set it to never")
             place.copy_(batch[name], non_blocking=True)
         return self.frames
 

@@ -50,7 +50,7 @@ def train(config: TrainConfig) -> Result:
     with joined(config.device, config.distributed.backend, config.distributed.timeout) as ranks:
         if config.precision.autocast == "fp16" and ranks.device.type != "cuda":
             raise Refusal(f"precision.autocast fp16 needs a GPU, and the device is {ranks.device}; take bf16 or off")
-        if config.cuda_graphs:
+        if config.cuda_graphs == "always":
             graphs.require_possible(ranks)
         return _Run(config, ranks).go()
 

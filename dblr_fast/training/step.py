@@ -99,8 +99,8 @@ class Step:
             self.critic = Learner(self._shared(network), part.lr or config.optimiser.lr, config, ranks)
             self.names += ["adversarial", "discriminator", "d_gradient", "d_real", "d_restored"]
         passes = (ranks.device, getattr(torch, config.precision.dtype))
-        self.passes = (graphs.RecordedPasses(*passes, graphs.Recorder(ranks.device)) if config.cuda_graphs
-                       else graphs.Passes(*passes))
+        self.passes = (graphs.RecordedPasses(*passes, graphs.Recorder(ranks.device))
+                       if graphs.wanted(config.cuda_graphs, ranks) else graphs.Passes(*passes))
         self._restored: Tensor | None = None  # from D's pass to G's
         torch.manual_seed(config.seed + 1 + ranks.rank)
 

@@ -178,18 +178,14 @@ __global__ void __launch_bounds__(384, 1) conv3x3_sm90_deep_kernel(const __grid_
     const int channel = chunk * 64 + part * 16 + lane / 4;
     // This lane's vector of a fragment in a stage: rows of 128 bytes, swizzled by the copy engine.
     const int line = part * 4 + lane / 8;
-    const unsigned char* const fragments = memory + kDeepWeights + line * 128 + (lane % 8 ^ line % 8) * 16;
+    const SharedAddress fragments = shared + kDeepWeights + line * 128 + (lane % 8 ^ line % 8) * 16;
 
     std::uint32_t a[3][4][4];
     int slot = 0, parity = 0;  // of the weights' ring: the stage to be loaded next
     const auto load = [&](std::uint32_t (&to)[4][4]) {
       barrier_wait(full + 8 * slot, parity);
 #pragma unroll
-      for (int k = 0; k < 4; k++) {
-        const Vector16 v = *reinterpret_cast<const Vector16*>(fragments + slot * kStageBytes + k * 2048);
-#pragma unroll
-        for (int j = 0; j < 4; j++) to[k][j] = v.word[j];
-      }
+      for (int k = 0; k < 4; k++) load_vector(to[k], fragments + slot * kStageBytes + k * 2048);
       if (++slot == kStages) slot = 0, parity ^= 1;
     };
     // Frees the stage that was loaded last, once the products of its weights have been issued, which waits for the loads:

@@ -87,6 +87,15 @@ template <int pending> __device__ __forceinline__ void copy_async_wait() {
   DBLR_PTX(asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory"), emulated::copy_async_wait(pending));
 }
 
+// ---- shared memory that the copy engine writes: loads that the emulator sees ----
+
+// Sixteen bytes at a multiple of 16.
+__device__ __forceinline__ void load_vector(std::uint32_t (&v)[4], SharedAddress from) {
+  DBLR_PTX(asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                        : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3]) : "r"(from) : "memory"),
+           emulated::load_vector(v, from));
+}
+
 // ---- ldmatrix, stmatrix (9.7.14.5): four 8x8 matrices of 16-bit elements; lane l names row l % 8 of matrix l / 8 ----
 
 __device__ __forceinline__ void load_matrices(std::uint32_t (&r)[4], SharedAddress row) {

@@ -152,7 +152,7 @@ struct AddPartialsParams {
   float *dw3, *db3;      // (size - 1,), (1,)
 };
 
-// registers: 32, spills: 0 (sm_80, sm_90a)
+// registers: 34, spills: 0 (sm_89)
 __global__ void __launch_bounds__(kMergeThreads) add_partials_kernel(const __grid_constant__ AddPartialsParams p) {
   const Index index = static_cast<Index>(blockIdx.x) * kMergeChannels + threadIdx.x % kMergeChannels;
   const int slot = threadIdx.x / kMergeChannels;

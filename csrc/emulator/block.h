@@ -80,6 +80,8 @@ struct Thread {
   std::vector<std::size_t> copy_groups;  // copies of each committed group, the oldest first
   std::size_t copies_open = 0;           // not committed yet
 
+  std::vector<SharedAddress> read;  // 16-byte units read by ldmatrix or load_vector since its last fence_proxy_async
+
   std::vector<StoredBox> boxes;
   std::vector<std::size_t> box_groups;
   std::size_t boxes_open = 0;
@@ -197,6 +199,8 @@ void thread_exits();  // whoever waited for it alone goes on
 // The memory at an address of a block, checked.
 unsigned char* shared_at(const char* instruction, Block& block, SharedAddress address, std::size_t bytes,
                          std::size_t alignment);
+// Takes note of 16 bytes that this thread reads, in blocks that the copy engine writes to (they have mbarriers).
+void note_read(SharedAddress address);
 void needs_capability(const char* instruction, int major);
 
 // ---- boxes.cpp ----

@@ -74,6 +74,19 @@ void prefetch_map(const TensorMap& map) {
   check("prefetch.tensormap", map);
 }
 
+// The copy engine writes by another proxy than threads read by: an mbarrier's arrival alone does not hold its write
+// behind reads that are still under way (seen on a GPU), a fence of the thread that read does.
+void check_read(const Block& there, SharedAddress to, SharedAddress end) {
+  for (const Thread& t : there.threads) {
+    for (const SharedAddress unit : t.read) {
+      if (unit >= to && unit < end) {
+        fault("load_box", "what thread " + std::to_string(t.index) + " read at " + hex(unit) +
+                              " has not passed a fence_proxy_async of that thread");
+      }
+    }
+  }
+}
+
 // From here until it lands the destination is undefined: it holds NaN.
 void load_box(SharedAddress to, const TensorMap& map, int c, int x, int y, int n, SharedAddress barrier,
               std::uint16_t blocks) {
@@ -85,6 +98,7 @@ void load_box(SharedAddress to, const TensorMap& map, int c, int x, int y, int n
     if (!(mask >> i & 1)) continue;
     Block& there = cluster->blocks[i];
     if (there.live == 0) fault("load_box", "block " + std::to_string(i) + " of the cluster has exited");
+    check_read(there, to, to + static_cast<SharedAddress>(bytes_of(map)));
     std::memset(shared_at("load_box", there, to, static_cast<std::size_t>(bytes_of(map)), 128), 0xff,
                 static_cast<std::size_t>(bytes_of(map)));
     if (!memory_barrier("load_box", there, barrier).fenced) {
@@ -164,6 +178,7 @@ void fence_proxy_async() {
   needs_capability("fence.proxy.async", 9);
   Warp& w = warp();
   block().fenced_proxy = true;
+  self->read.clear();
   w.fenced |= 1u << lane();
   if (w.fenced == w.full) w.not_fenced.clear();
 }

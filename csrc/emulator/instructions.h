@@ -44,6 +44,7 @@ void copy_async(SharedAddress to, const void* from, bool valid);
 void copy_async_commit();
 void copy_async_wait(int pending);
 
+void load_vector(std::uint32_t (&v)[4], SharedAddress from);
 void load_matrices(std::uint32_t (&r)[4], SharedAddress row, bool transposed);
 void store_matrices(SharedAddress row, const std::uint32_t (&r)[4], bool transposed);
 

@@ -30,6 +30,15 @@ unsigned char* shared_at(const char* instruction, Block& b, SharedAddress addres
   return b.shared + (address - kSharedBase);
 }
 
+void note_read(SharedAddress address) {
+  if (!block().memory_barriers.empty()) self->read.push_back(address);
+}
+
+void load_vector(std::uint32_t (&v)[4], SharedAddress from) {
+  std::memcpy(v, shared_at("ld.shared.v4", block(), from, 16, 16), 16);
+  note_read(from);
+}
+
 void needs_capability(const char* instruction, int major) {
   if (device().major < major) {
     fault(instruction, "it needs compute capability " + std::to_string(major) + ".0, the device has " +

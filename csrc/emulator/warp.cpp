@@ -152,6 +152,7 @@ std::uint32_t shuffle(std::uint32_t v, int from) {
 
 void load_matrices(std::uint32_t (&r)[4], SharedAddress row, bool transposed) {
   Matrices mine{r, shared_at("ldmatrix", block(), row, 16, 16)};
+  note_read(row);
   if (transposed) {
     collective("ldmatrix.trans", 0, true, &mine, do_load<true>);
   } else {

@@ -211,6 +211,37 @@ TEST(store_box_at_exit) {
   expect(picture.at(0, 2, 3, 63) == 11 * 64 + 63, "it was never written");
 }
 
+TEST(load_box_over_what_was_read) {
+  Picture picture(1, 3, 4, 64, true);
+  const TensorMap map = picture.map(4, 3);
+  for (const int reads : {1, 2}) {  // by ldmatrix, or as vectors
+    for (const bool fenced : {true, false}) {
+      const auto kernel = [&] {
+        if (threadIdx.x == 0) {
+          barrier_init(base(), 1);
+          fence_barrier_init();
+        }
+        sync_threads();
+        std::uint32_t r[4];
+        if (reads == 1) load_matrices(r, base() + kBarriers + threadIdx.x * 16);
+        if (reads == 2) load_vector(r, base() + kBarriers + threadIdx.x * 16);
+        if (fenced || threadIdx.x == 3) fence_proxy_async();
+        sync_threads();
+        if (threadIdx.x == 0) {
+          barrier_arrive_expect(base(), 12 * 128);
+          load_box(base() + kBarriers, map, 0, 0, 0, 0, base());
+        }
+        barrier_wait(base(), 0);
+      };
+      if (fenced) {
+        run({32, 8192}, kernel);
+      } else {
+        fails({32, 8192}, {"load_box", "what thread 0 read", "has not passed a fence_proxy_async"}, kernel);
+      }
+    }
+  }
+}
+
 TEST(store_box_hazards) {
   Picture picture(1, 3, 4, 64, false);
   const TensorMap map = picture.map(4, 3);

@@ -35,7 +35,7 @@ ADDED = "test_cuda_sm90.py::test_epilogue", "f16 and not bf16"
 WIDE = "test_cuda_sm90.py::test_clusters", "f16 and not bf16"
 DEEP = "test_cuda_sm90.py::test_deep_with_taps", "f16 and not bf16"
 MASK = "test_cuda_sm90.py::test_deep_mask_and_sums", "f16 and not bf16"
-FEW = "test_cuda_sm90.py::test_weight_gradient_in_few_blocks", "f16 and not bf16"
+FEW = "test_cuda_sm90_gradient.py::test_weight_gradient_in_few_blocks", "f16 and not bf16"
 
 
 @dataclass

@@ -36,10 +36,10 @@ struct Cut {
 // the wider it is the more of them may be left over: clusters of 4 leave 4 to 16 of an H100's 132 idle, 2 none. Among
 // equals the widest, which reads pixels from L2 the fewest times. `at_once` tells how many clusters of a size run.
 template <class AtOnce> Cut cut_of(Index units, int chunks, std::initializer_list<int> sizes, const AtOnce& at_once) {
-  Cut best{device_facts().multiprocessors / chunks, 1};
+  Cut best{0, 1};  // a block by itself, where no cluster of the sizes can run
   for (const int size : sizes) {
     if (chunks % size != 0) continue;
-    const Index shares = static_cast<Index>(at_once(size)) * size / chunks;
+    const Index shares = static_cast<Index>(size > 1 ? at_once(size) : device_facts().multiprocessors) * size / chunks;
     if (shares > 0 && shares >= best.shares) best = {shares, size};
   }
   best.shares = std::min(units, std::max<Index>(1, best.shares));
@@ -102,9 +102,9 @@ void wide(const Map& x, const PackedWeights90& weights, const Epilogue& e, Strea
   const bool training = p.masked || p.sums != Sums::none;
   const auto kernels = x.kind == Kind::f16 ? wide_kernels<F16>(training) : wide_kernels<BF16>(training);
   if (training) {  // 64 -> 64 alone gains from it, where there is nothing to share
-    start("conv3x3_sm90", kernels, {}, sm90::kSharedBytes, p, stream);
+    start("conv3x3_sm90", kernels, {1}, sm90::kSharedBytes, p, stream);
   } else {
-    start("conv3x3_sm90", kernels, {2, 4}, sm90::kSharedBytes, p, stream);
+    start("conv3x3_sm90", kernels, {1, 2, 4}, sm90::kSharedBytes, p, stream);
   }
 }
 

@@ -38,7 +38,7 @@ struct DeepParams {
   int h, w;
   int height, strips, units;  // groups of four rows: of a picture; strips of 128 columns; groups of all strips
   int chunks, chunks_in;
-  float* partial;  // [row of a strip][2][out], null: no sums
+  float* partial;  // null: no sums
   bool relu, stored, masked;  // stored: y is wanted
 };
 
@@ -236,8 +236,8 @@ __global__ void __launch_bounds__(384, 1) conv3x3_sm90_deep_kernel(const __grid_
           sum[i] += shuffle_xor(sum[i], 2);
         }
         if (lane % 4 == 0 && row < p.h) {
-          const std::int64_t strip = static_cast<std::int64_t>(walk.n) * p.strips + walk.x / kColumns;
-          float* const to = p.partial + (strip * p.h + row) * 2 * p.chunks * 64 + channel;
+          const std::int64_t line = static_cast<std::int64_t>(walk.n) * p.h + row;
+          float* const to = p.partial + (line * p.strips + walk.x / kColumns) * 2 * p.chunks * 64 + channel;
           to[0] = sum[0];
           to[8] = sum[1];
         }

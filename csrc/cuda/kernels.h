@@ -55,7 +55,8 @@ struct Source {
 // Sums over pixels that a convolution's epilogue leaves as partial sums, one row for each tile (see Tiling).
 enum class Sums {
   none,
-  statistics,  // of the values before scale and shift: (mean, sum of squared deviations) over the tile's pixels
+  statistics,  // of the values before scale and shift: (mean, sum of squared deviations) over the tile's pixels; in
+               // conv3x3_sm90 of these values as y holds them
   total,       // of the values stored: (sum, unused)
   normalised,  // of v = the values stored: (sum v, sum v * xhat), xhat = norm_z * norm_scale + norm_shift
 };
@@ -72,7 +73,7 @@ struct Epilogue {
   const float* mask_shift = nullptr;
   Map y;  // may be null when taps is given
   Sums sums = Sums::none;
-  float* partial = nullptr;  // conv_partial_floats(y or source, out) floats, or 2 * out a tile of conv3x3_sm90
+  float* partial = nullptr;  // conv_partial_floats(y or source, out) floats
   Map norm_z;                // Sums::normalised
   const float* norm_scale = nullptr;
   const float* norm_shift = nullptr;

@@ -1,39 +1,17 @@
-// The launchers of weight_gradient.cu, stem.cu and reconstruct.cu, for tests: a map is (address, n, h, w, c, kind) or
-// None, other arrays are addresses, 0 where there is none.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
+// The launchers of weight_gradient.cu, stem.cu and reconstruct.cu, for tests.
 #include <array>
-#include <optional>
-#include <string>
-#include <tuple>
 
-#include "../cuda/kernels.h"
+#include "given.h"
 
 namespace py = pybind11;
 
-namespace {
-
 using namespace dblr;
 
-using Address = std::uintptr_t;
-using Given = std::optional<std::tuple<Address, Index, Index, Index, Index, std::string>>;
-
-Kind kind_of(const std::string& name) {
-  return name == "f32" ? Kind::f32 : name == "f16" ? Kind::f16 : name == "bf16" ? Kind::bf16
-             : throw std::invalid_argument("kind must be f32, f16 or bf16, got " + name + ".");
-}
+namespace {
 
 Products products_of(const std::string& name) { return name == "tf32" ? Products::tf32 : Products::exact; }
 
-float* floats(Address address) { return reinterpret_cast<float*>(address); }
 void* memory(Address address) { return reinterpret_cast<void*>(address); }
-
-Map map_of(const Given& given) {
-  if (!given) return {};
-  const auto& [address, n, h, w, c, kind] = *given;
-  return {memory(address), n, h, w, c, kind_of(kind)};
-}
 
 }  // namespace
 

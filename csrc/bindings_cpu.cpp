@@ -84,8 +84,8 @@ void bind_conv_bn_act(py::module_& m) {
 
 void bind_residual_block(py::module_& m) {
   m.def("residual_block",
-        [](int threads, View x, std::array<View, 6> first, std::array<View, 6> second, View y, View middle, bool gradient,
-           std::array<View, 4> statistics, bool training, double eps) {
+        [](int threads, View x, std::array<View, 6> first, std::array<View, 6> second, View y, View middle, View z2,
+           bool gradient, std::array<View, 4> statistics, bool training, double eps) {
           by_dtype(x, [&](auto type, auto kept) {
             using T = decltype(type);
             using S = decltype(kept);
@@ -94,7 +94,7 @@ void bind_residual_block(py::module_& m) {
             const std::array<Index, 4> like = {xs.n, xs.c, xs.h, xs.w};
             residual_block<T, S>(threads, xs, conv_norm<T>(first, mid.c, xs.c, eps, training, true),
                                  conv_norm<T>(second, xs.c, mid.c, eps, training, true), map<S>(y, "y", like), mid,
-                                 gradient,
+                                 optional_map<S>(z2, "z2", like), gradient,
                                  statistic<T>(statistics[0], "mean1", mid.c, training),
                                  statistic<T>(statistics[1], "var1", mid.c, training),
                                  statistic<T>(statistics[2], "mean2", xs.c, training),
@@ -104,8 +104,8 @@ void bind_residual_block(py::module_& m) {
         py::call_guard<py::gil_scoped_release>());
   m.def("residual_block_backward",
         [](int threads, View grad, View x, std::array<View, 6> first, std::array<View, 6> second,
-           std::array<View, 3> maps, bool has_z1, View dx, std::array<View, 4> d1, std::array<View, 4> d2, bool training,
-           double eps) {
+           std::array<View, 3> maps, std::array<bool, 2> kept_maps, View dx, std::array<View, 4> d1,
+           std::array<View, 4> d2, bool training, double eps) {
           by_dtype(x, [&](auto type, auto kept) {
             using T = decltype(type);
             using S = decltype(kept);
@@ -115,10 +115,9 @@ void bind_residual_block(py::module_& m) {
             residual_block_backward<T, S>(threads, map<const S>(grad, "grad", like), xs,
                                           conv_norm<T>(first, zs.c, xs.c, eps, training, false),
                                           conv_norm<T>(second, xs.c, zs.c, eps, training, false),
-                                          {zs, map<S>(maps[1], "scratch", like),
+                                          {zs, map<S>(maps[1], "z2", like),
                                            map<S>(maps[2], "scratch", {zs.n, zs.c, zs.h, zs.w})},
-                                          has_z1,
-                                          optional_map<S>(dx, "dx", like), conv_norm_gradient<T>(d1, zs.c, xs.c),
+                                          kept_maps, optional_map<S>(dx, "dx", like), conv_norm_gradient<T>(d1, zs.c, xs.c),
                                           conv_norm_gradient<T>(d2, xs.c, zs.c), training);
           });
         },

@@ -45,6 +45,17 @@ class ConvBN(nn.Module):
                                momentum=self.bn.momentum, eps=self.bn.eps)
 
 
+def residual(x: Tensor, first: ConvBN, second: ConvBN) -> Tensor:
+    """x + BN(conv(ReLU(BN(conv(x)))))."""
+    a, b = first.bn, second.bn
+    if not (first.fusable() and second.fusable()
+            and (a.training, a.momentum, a.eps) == (b.training, b.momentum, b.eps)):
+        return second(first(x, relu=True), residual=x)
+    count_batch(a, b)
+    return ops.residual_block(x, first.tensors(), second.tensors(), training=a.training, momentum=a.momentum,
+                              eps=a.eps)
+
+
 class ResidualBlock(nn.Module):
     """L(X), L(X+1) of Table I: y = x + BN(conv(ReLU(BN(conv(x)))))."""
 
@@ -54,14 +65,7 @@ class ResidualBlock(nn.Module):
         self.second = ConvBN(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        first, second = self.first, self.second
-        a, b = first.bn, second.bn
-        if not (first.fusable() and second.fusable()
-                and (a.training, a.momentum, a.eps) == (b.training, b.momentum, b.eps)):
-            return second(first(x, relu=True), residual=x)
-        count_batch(a, b)
-        return ops.residual_block(x, first.tensors(), second.tensors(), training=a.training,
-                                  momentum=a.momentum, eps=a.eps)
+        return residual(x, self.first, self.second)
 
 
 class DBLRNet(nn.Module):
@@ -149,8 +153,10 @@ class DBLRNet(nn.Module):
         y = l2
         for block in self.blocks:
             y = block(y)
-        skip = y + l2 if self.tail_skip else l2
-        y = self.conv32(self.conv31(y, relu=True), residual=skip)
+        if self.tail_skip:
+            y = residual(y, self.conv31, self.conv32) + l2
+        else:
+            y = self.conv32(self.conv31(y, relu=True), residual=l2)
         tail = (self.conv33, self.conv34, self.conv35)
         return ops.reconstruct(y, *(t for conv in tail for t in (conv.weight, conv.bias)))
 

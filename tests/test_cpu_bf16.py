@@ -55,7 +55,7 @@ def test_any_strides_give_the_same_bits(isa, op, layout):
 def test_same_bits_for_any_number_of_threads_and_every_run(isa, op, widths):
     case = (op, widths, 3, 37, 53, op in NORMED)
     runs = []
-    for threads in (1, 3, 1):
+    for threads in (1, 3, 9, 1):  # 9: too many for both gradients of a block of tiles in turn
         torch.set_num_threads(threads)
         runs.append(ours(BACKEND, case, torch.bfloat16))
     for other in runs[1:]:

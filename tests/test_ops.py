@@ -7,7 +7,7 @@ from cases import (BACKENDS, OPS, SIZES, bf16_winograd_layers, call, clear_of_ze
 from tolerance import assert_close_as_eager
 
 import dblr_fast
-from dblr_fast import ops
+from dblr_fast import _cpu, ops
 from dblr_fast.backends.planar import planar_stem, stem_gradients
 
 CASES = [(op, n, *size) for op in OPS for size in SIZES for n in (1, 3)] + [
@@ -219,9 +219,13 @@ def test_refusals(op, spoil, message):
         call(ops, op, tensors, running, True)
 
 
-@pytest.mark.parametrize("dtype,maps", [(torch.float64, 2), (torch.float32, 2), (torch.float16, 1)])
+@pytest.mark.parametrize("dtype,maps", [
+    (torch.float64, 3), (torch.float32, 3), (torch.bfloat16, 2), (torch.float16, 1)])
 def test_what_blocks_keep_on_a_cpu(dtype, maps):
-    """For backward: the input and the first convolution's output; in 16 bits, where that would change, the input."""
+    """For backward: the input and the convolutions' outputs; the first one's alone in bf16, and the input alone where
+    the CPU computes in another type than the maps'."""
+    if dtype == torch.bfloat16 and not _cpu.has_bf16():
+        maps = 1
     tensors, running = op_inputs("residual_block", 1, 8, 8, seed=3)
     tensors, running = [t.to(dtype).requires_grad_() for t in tensors], [t.to(dtype) for t in running]
     kept = []

@@ -13,6 +13,7 @@ namespace {
 
 // A packed tile of this size stays in a 512 KB second-level cache beside a block of weights.
 constexpr Index kTileBytes = 160 * 1024;
+constexpr Index kSpread = 4;
 
 }  // namespace
 
@@ -127,7 +128,9 @@ void convolve(const Run<T>& run, const Weights<T>& w, const Convolution<T, S, S>
   if (w.tile) return winograd_convolve(run, w, c);
   constexpr bool widened = !std::is_same<S, T>::value;
   constexpr Index kMaps = widened ? 4 : 0;  // whose tiles are held in T: the output, what is added, the mask
-  const Tiling tiling(c.region.h(), c.region.w(), (w.in + kMaps * w.width()) * sizeof(T), run.kernels.pixels);
+  // Where few channels become many, tiles are cut for the work that they make, or there would not be one a thread.
+  const Index channels_held = std::max(w.in, w.out / kSpread) + kMaps * w.width();
+  const Tiling tiling(c.region.h(), c.region.w(), channels_held * sizeof(T), run.kernels.pixels);
   const Index tasks = c.out.n * tiling.tiles(), packed = (tiling.rows + 2) * (tiling.cols + 2) * w.in;
   const Index size = tiling.rows * tiling.cols * w.width();
   if (c.moments) c.moments->resize(tasks, w.out);

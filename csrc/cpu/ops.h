@@ -31,15 +31,17 @@ void conv_bn_act_backward(int threads, Map<const S> grad, Map<const S> x, const 
                           Map<S> dx, const ConvNormGradient<T>& d, bool relu, bool training);
 
 // y = x + norm(conv(relu(norm(conv(x))))). gradient: backward will be asked for, and must see the same signs before the
-// ReLU; middle then receives the first convolution without its bias, and is scratch otherwise.
+// ReLU; middle then receives the first convolution without its bias, and is scratch otherwise. z2 (null unless kept)
+// receives the second one.
 template <class T, class S = T>
 void residual_block(int threads, Map<const S> x, const ConvNorm<T>& first, const ConvNorm<T>& second, Map<S> y,
-                    Map<S> middle, bool gradient, T* mean1, T* var1, T* mean2, T* var2, bool training);
-// maps: the first convolution's output, which is computed again unless it is `kept`; scratch for the second's, which
-// always is; and scratch as large as the first.
+                    Map<S> middle, Map<S> z2, bool gradient, T* mean1, T* var1, T* mean2, T* var2, bool training);
+// maps: the two convolutions' outputs, each computed again, into this memory, unless it is `kept`; and scratch as large
+// as the first.
 template <class T, class S = T>
 void residual_block_backward(int threads, Map<const S> grad, Map<const S> x, const ConvNorm<T>& first,
-                             const ConvNorm<T>& second, const std::array<Map<S>, 3>& maps, bool kept, Map<S> dx,
+                             const ConvNorm<T>& second, const std::array<Map<S>, 3>& maps,
+                             const std::array<bool, 2>& kept, Map<S> dx,
                              const ConvNormGradient<T>& d1, const ConvNormGradient<T>& d2, bool training);
 
 // Two 3x3 convolutions with bias and ReLU; w1 (middle, in, 3, 3), w2 (out, middle, 3, 3).

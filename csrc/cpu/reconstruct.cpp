@@ -15,7 +15,7 @@ constexpr Index kTaps = 9;
 // Tiles of L34 where it goes without Winograd.
 constexpr Index kTailRows = 16, kTailCols = 30;
 // Pixels of a band of the backward pass.
-constexpr Index kBandPixels = 32 * 1024;
+constexpr Index kBandPixels = 8 * 1024;
 
 // Adds to `sums` [pixel][tap] of a tile what the channels of h2 from `first` on give: `from` holds them.
 template <class T>
@@ -47,7 +47,7 @@ struct TailScratch {
 };
 template <class T> TailScratch scratch_of(const Run<T>& run, const Weights<T>& second) {
   if (second.tile) {
-    const WinogradBlocks<T, T> blocks(run, second);
+    const WinogradBlocks<T, T> blocks(run, second, winograd_block(second.tile, second.in));
     const Index pixels = blocks.most_tiles() * second.tile * second.tile;
     return {static_cast<Index>(blocks.scratch() / sizeof(T)), pixels * blocks.channels(0), pixels * kTaps};
   }
@@ -74,7 +74,7 @@ void products_by_winograd(const Run<T>& run, Map<const In> h1, const Tail<T>& ta
   const Weights<T>& second = *tail.second;
   const TailScratch size = scratch_of(run, second);
   const WinogradTiling tiling(region, second.tile, run.threads, winograd_block(second.tile, second.in), taps.shift);
-  const WinogradBlocks<T, In, V> blocks(run, second);
+  const WinogradBlocks<T, In, V> blocks(run, second, winograd_block(second.tile, second.in));
   parallel(run.threads, h1.n * tiling.tasks(), tail_scratch(run, tail), [&](Index task, char* memory) {
     T *const scratch = reinterpret_cast<T*>(memory), *const kept = scratch + size.own, *const sums = kept + size.block;
     const WinogradTiling::Block b = tiling.block(task);

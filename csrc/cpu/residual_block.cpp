@@ -5,7 +5,7 @@ namespace dblr {
 
 template <class T, class S>
 void residual_block(int threads, Map<const S> x, const ConvNorm<T>& first, const ConvNorm<T>& second, Map<S> y,
-                    Map<S> middle, bool gradient, T* mean1, T* var1, T* mean2, T* var2, bool training) {
+                    Map<S> middle, Map<S> z2, bool gradient, T* mean1, T* var1, T* mean2, T* var2, bool training) {
   if (!training && !gradient) {
     conv_bn_act<T, S>(threads, x, first, {}, middle, {}, nullptr, nullptr, true, false);
     return conv_bn_act<T, S>(threads, constant(middle), second, x, y, {}, nullptr, nullptr, false, false);
@@ -28,19 +28,20 @@ void residual_block(int threads, Map<const S> x, const ConvNorm<T>& first, const
 
   const Norm<T> norm1(p1, middle.c);
   c.source = norm1.normalised(constant(middle));
-  c.out = y;
+  c.out = z2.data ? z2 : y;  // unless it is kept, normalised where it lies
   convolve(run, layer_weights<S>(run, forward_filter(second.weight, y.c, middle.c)), c);
   if (training) {
     merge_moments(moments, y.c, mean2, var2);
     p2.mean = mean2;
     p2.var = var2;
   }
-  normalise(run, Norm<T>(p2, y.c), constant(y), false, x, y);
+  normalise(run, Norm<T>(p2, y.c), constant(c.out), false, x, y);
 }
 
 template <class T, class S>
 void residual_block_backward(int threads, Map<const S> grad, Map<const S> x, const ConvNorm<T>& first,
-                             const ConvNorm<T>& second, const std::array<Map<S>, 3>& maps, bool kept, Map<S> dx,
+                             const ConvNorm<T>& second, const std::array<Map<S>, 3>& maps,
+                             const std::array<bool, 2>& kept, Map<S> dx,
                              const ConvNormGradient<T>& d1, const ConvNormGradient<T>& d2, bool training) {
   const Run<T> run(threads);
   const Map<S>& scratch = maps[2];
@@ -48,19 +49,24 @@ void residual_block_backward(int threads, Map<const S> grad, Map<const S> x, con
   TileSums sums;
   Norm<T> norm1(first.norm, z1.c), norm2(second.norm, z2.c);
 
-  // Forward again, to the same bits, and the sums over the second convolution's output while it is in cache.
+  // Forward again, to the same bits. The sums over the second convolution's output are taken while it is in cache.
   Convolution<T, S, S> again;
   again.region = whole(x.h, x.w);
-  if (!kept) {
+  if (!kept[0]) {
     again.source = copy_of<T>(x);
     again.out = maps[0];
     convolve(run, layer_weights<S>(run, forward_filter(first.weight, z1.c, x.c)), again);
   }
-  again.source = norm1.normalised(z1);
-  again.out = maps[1];
-  again.norm_sums = &sums;
-  again.norm = norm2.gradient(grad, z2, false);
-  convolve(run, layer_weights<S>(run, forward_filter(second.weight, z2.c, z1.c)), again);
+  const Source<T, S> to_dz2 = norm2.gradient(grad, z2, false);
+  if (kept[1]) {
+    norm_sums(run, to_dz2, sums);
+  } else {
+    again.source = norm1.normalised(z1);
+    again.out = maps[1];
+    again.norm_sums = &sums;
+    again.norm = to_dz2;
+    convolve(run, layer_weights<S>(run, forward_filter(second.weight, z2.c, z1.c)), again);
+  }
   norm2.set_gradient(second.norm, sums, training, d2.bias, d2.gamma, d2.beta);
   const Source<T, S> dz2 = norm2.gradient(grad, z2, false);
   Convolution<T, S, S> c;
@@ -69,8 +75,8 @@ void residual_block_backward(int threads, Map<const S> grad, Map<const S> x, con
   c.out = scratch;
   c.norm_sums = &sums;
   c.norm = norm1.gradient(constant(scratch), z1, true);
-  convolve(run, gradient_weights<S>(run, backward_filter(second.weight, z2.c, z1.c)), c);
-  weight_gradient(run, WeightGradient<T, S>{norm1.normalised(z1), dz2, c.region, d2.weight, z1.c * 9, 9});
+  gradients(run, gradient_weights<S>(run, backward_filter(second.weight, z2.c, z1.c)), c,
+            WeightGradient<T, S>{norm1.normalised(z1), dz2, c.region, d2.weight, z1.c * 9, 9});
 
   norm1.set_gradient(first.norm, sums, training, d1.bias, d1.gamma, d1.beta);
   const Source<T, S> dz1 = norm1.gradient(constant(scratch), z1, true);
@@ -80,17 +86,19 @@ void residual_block_backward(int threads, Map<const S> grad, Map<const S> x, con
     back.region = c.region;
     back.out = dx;
     back.add[0] = grad;
-    convolve(run, gradient_weights<S>(run, backward_filter(first.weight, z1.c, x.c)), back);
+    gradients(run, gradient_weights<S>(run, backward_filter(first.weight, z1.c, x.c)), back,
+              WeightGradient<T, S>{copy_of<T>(x), dz1, c.region, d1.weight, x.c * 9, 9});
+  } else {
+    weight_gradient(run, WeightGradient<T, S>{copy_of<T>(x), dz1, c.region, d1.weight, x.c * 9, 9});
   }
-  weight_gradient(run, WeightGradient<T, S>{copy_of<T>(x), dz1, c.region, d1.weight, x.c * 9, 9});
 }
 
 #define INSTANTIATE(T, S)                                                                                           \
-  template void residual_block(int, Map<const S>, const ConvNorm<T>&, const ConvNorm<T>&, Map<S>, Map<S>, bool, T*, \
-                               T*, T*, T*, bool);                                                                   \
+  template void residual_block(int, Map<const S>, const ConvNorm<T>&, const ConvNorm<T>&, Map<S>, Map<S>, Map<S>,   \
+                               bool, T*, T*, T*, T*, bool);                                                         \
   template void residual_block_backward(int, Map<const S>, Map<const S>, const ConvNorm<T>&, const ConvNorm<T>&,    \
-                                        const std::array<Map<S>, 3>&, bool, Map<S>, const ConvNormGradient<T>&,     \
-                                        const ConvNormGradient<T>&, bool);
+                                        const std::array<Map<S>, 3>&, const std::array<bool, 2>&, Map<S>,           \
+                                        const ConvNormGradient<T>&, const ConvNormGradient<T>&, bool);
 INSTANTIATE(float, float)
 INSTANTIATE(double, double)
 INSTANTIATE(float, Bf16)

@@ -131,11 +131,12 @@ std::vector<double> normed_ops(int threads, Index n, Index h, Index w, Index in,
   conv_bn_act<T, S>(threads, constant(x), first, {}, y, z, mean, var, true, training);
   conv_bn_act_backward<T, S>(threads, constant(grad), constant(x), first, constant(z), dx, gradient(m, out, in), true,
                           training);
-  residual_block<T, S>(threads, constant(x), first, second, yb, scratch, false, mean, var, mean2, var2, training);
-  residual_block<T, S>(threads, constant(x), first, second, yb, scratch, true, mean, var, mean2, var2, training);
-  for (const bool kept : {true, false}) {
-    const Map<S>& z1 = kept ? scratch : z;
-    const Map<S>& free = kept ? z : scratch;
+  residual_block<T, S>(threads, constant(x), first, second, yb, scratch, {}, false, mean, var, mean2, var2, training);
+  residual_block<T, S>(threads, constant(x), first, second, yb, scratch, {}, true, mean, var, mean2, var2, training);
+  residual_block<T, S>(threads, constant(x), first, second, yb, scratch, z2, true, mean, var, mean2, var2, training);
+  for (const std::array<bool, 2> kept : {std::array{true, true}, std::array{true, false}, std::array{false, false}}) {
+    const Map<S>& z1 = kept[0] ? scratch : z;
+    const Map<S>& free = kept[0] ? z : scratch;
     residual_block_backward<T, S>(threads, constant(back), constant(x), first, second, {z1, z2, free}, kept, dx,
                                   gradient(m, out, in), gradient(m, in, out), training);
   }

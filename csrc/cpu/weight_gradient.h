@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "convolve.h"
+#include "layer.h"
 
 namespace dblr {
 
@@ -26,6 +26,11 @@ struct ChannelRanges {
 
 template <class T, class S> void weight_gradient(const Run<T>& run, const WeightGradient<T, S>& g);
 void amx_weight_gradient(const Run<float>& run, const WeightGradient<float, Bf16>& g);
+
+// Both gradients of a convolution over whole pictures: to its input, as c says, and to its weights. c.source is g.dz.
+template <class T, class S>
+void gradients(const Run<T>& run, const WeightsFor<T, S>& w, const Convolution<T, S, S>& c,
+               const WeightGradient<T, S>& g);
 
 // dbias alone.
 template <class T, class S> void bias_gradient(const Run<T>& run, const WeightGradient<T, S>& g);

@@ -214,9 +214,9 @@ void WinogradBlocks<T, In, V>::fetch(const Source<T, In>& source, const Winograd
 }
 
 template <class T, class In, class V>
-WinogradBlocks<T, In, V>::WinogradBlocks(const Run<T>& run, const Weights<T>& w)
+WinogradBlocks<T, In, V>::WinogradBlocks(const Run<T>& run, const Weights<T>& w, Index most)
     : run_(run), weights_(w), loader_{run, input_transform<V, In>(run, w.tile), w.tile, 1, 0, w.in, 0}, tile_(w.tile),
-      side_(w.tile + 2), tiles_(winograd_block(w.tile, w.in)), group_(std::max<Index>(kGroup / w.width() * w.width(), w.width())) {
+      side_(w.tile + 2), tiles_(most), group_(std::max<Index>(kGroup / w.width() * w.width(), w.width())) {
   const auto elements = [](Index count, std::size_t size) {  // of T, for the scratch of other types; whole cache lines
     return static_cast<Index>((count * size + 63) / 64 * 64 / sizeof(T));
   };
@@ -300,47 +300,68 @@ Rows<S> rows_from(const Map<S>& m, const WinogradTiling::Block& b, int tile, Ind
   return r;
 }
 
+}  // namespace
+
+template <class V, class T, class In, class Out>
+BlockConvolution<V, T, In, Out>::BlockConvolution(const Run<T>& run, const Weights<T>& w,
+                                                  const Convolution<T, In, Out>& c, Index most, int threads)
+    : run_(run), weights_(w), c_(c), tiling_(c.region, w.tile, threads, most, c.out.shift), blocks_(run, w, most),
+      readable_(grow(c.region, 1, c.source.a.h, c.source.a.w)) {
+  if (c.moments) c.moments->resize(tasks(), w.out);
+  if (c.norm_sums) c.norm_sums->resize(tasks(), w.out);
+}
+
+template <class V, class T, class In, class Out>
+void BlockConvolution<V, T, In, Out>::compute(Index task, char* memory, const std::vector<Ahead>& then) const {
+  T* const scratch = reinterpret_cast<T*>(memory) + weights_.out;
+  const WinogradTiling::Block b = tiling_.block(task);
+  blocks_.load(c_.source, b, readable_, scratch);
+  const Tile t = tiling_.part(b, c_.region);
+  thread_local std::vector<Ahead> ahead;
+  for (Index group = 0; group < blocks_.groups(); group++) {
+    const Index channel = blocks_.first_channel(group);
+    ahead.clear();
+    // Strips are in cache: beside products in bf16 that gained nothing.
+    if (std::is_same<V, T>::value || !c_.out.ring) {
+      fetch_output(c_, t, channel, blocks_.channels(group), ahead);
+      if (group == blocks_.groups() - 1) ahead.insert(ahead.end(), then.begin(), then.end());
+    }
+    WinogradOutput<T, Out> o = blocks_.template multiply<Out>(b, c_.region, group, scratch, ahead);
+    o.relu = c_.relu;
+    o.out = rows_from(c_.out, b, weights_.tile, channel);
+    for (int i = 0; i < 2; i++) o.add[i] = rows_from(c_.add[i], b, weights_.tile, channel);
+    o.mask = pixels(c_.mask, b.n, b.y, b.x);
+    if (o.mask.data) o.mask.data += channel;
+    blocks_.store(o);
+  }
+  if constexpr (std::is_same<Out, Half>::value) {
+    for (Index row = t.y; row < t.y + t.rows; row++) {
+      if (infinite(pixels(c_.out, t.n, row, t.x).data, t.cols * weights_.out)) c_.overflow->store(true);
+    }
+  } else {
+    const Map<const Out> out = constant(c_.out);
+    if (c_.moments) tile_moments(maps_of<Out>(run_), out, t, reinterpret_cast<T*>(memory), *c_.moments, task);
+    if (c_.norm_sums) tile_norm_sums(maps_of<Out>(run_), c_.norm, t, *c_.norm_sums, task);
+  }
+}
+
+template <class V, class T, class In, class Out>
+void compute(const Run<T>& run, const BlockConvolution<V, T, In, Out>& convolution) {
+  const Index tasks = convolution.tasks();
+  parallel(run.threads, tasks, convolution.scratch(), [&](Index task, char* memory) {
+    thread_local std::vector<Ahead> then;
+    then.clear();
+    if (task + run.threads < tasks) convolution.fetch(task + run.threads, then);
+    convolution.compute(task, memory, then);
+  });
+}
+
+namespace {
+
 template <class V, class T, class In, class Out>
 void convolve_with(const Run<T>& run, const Weights<T>& w, const Convolution<T, In, Out>& c) {
   const int shares = c.moments || c.norm_sums ? 1 : run.threads;
-  const WinogradTiling tiling(c.region, w.tile, shares, winograd_block(w.tile, w.in), c.out.shift);
-  const WinogradBlocks<T, In, V> blocks(run, w);
-  const Rect readable = grow(c.region, 1, c.source.a.h, c.source.a.w);
-  const Index tasks = c.out.n * tiling.tasks();
-  if (c.moments) c.moments->resize(tasks, w.out);
-  if (c.norm_sums) c.norm_sums->resize(tasks, w.out);
-  parallel(run.threads, tasks, blocks.scratch() + w.out * sizeof(T), [&](Index task, char* memory) {
-    T* const scratch = reinterpret_cast<T*>(memory) + w.out;
-    const WinogradTiling::Block b = tiling.block(task);
-    blocks.load(c.source, b, readable, scratch);
-    const Tile t = tiling.part(b, c.region);
-    thread_local std::vector<Ahead> ahead;
-    for (Index group = 0; group < blocks.groups(); group++) {
-      const Index channel = blocks.first_channel(group);
-      ahead.clear();
-      if (std::is_same<V, T>::value || !c.out.ring) {  // strips are in cache: beside products in bf16 that gained nothing
-        fetch_output(c, t, channel, blocks.channels(group), ahead);
-        const Index next = task + run.threads;  // what this thread is likely to go on with
-        if (group == blocks.groups() - 1 && next < tasks) blocks.fetch(c.source, tiling.block(next), ahead);
-      }
-      WinogradOutput<T, Out> o = blocks.template multiply<Out>(b, c.region, group, scratch, ahead);
-      o.relu = c.relu;
-      o.out = rows_from(c.out, b, w.tile, channel);
-      for (int i = 0; i < 2; i++) o.add[i] = rows_from(c.add[i], b, w.tile, channel);
-      o.mask = pixels(c.mask, b.n, b.y, b.x);
-      if (o.mask.data) o.mask.data += channel;
-      blocks.store(o);
-    }
-    if constexpr (std::is_same<Out, Half>::value) {
-      for (Index row = t.y; row < t.y + t.rows; row++) {
-        if (infinite(pixels(c.out, t.n, row, t.x).data, t.cols * w.out)) c.overflow->store(true);
-      }
-    } else {
-      const Map<const Out> out = constant(c.out);
-      if (c.moments) tile_moments(maps_of<Out>(run), out, t, reinterpret_cast<T*>(memory), *c.moments, task);
-      if (c.norm_sums) tile_norm_sums(maps_of<Out>(run), c.norm, t, *c.norm_sums, task);
-    }
-  });
+  compute(run, BlockConvolution<V, T, In, Out>(run, w, c, winograd_block(w.tile, w.in), shares));
 }
 
 }  // namespace
@@ -366,6 +387,12 @@ template void winograd_convolve(const Run<float>&, const Weights<float>&, const 
 template void winograd_convolve(const Run<float>&, const Weights<float>&, const Convolution<float, float, Bf16>&);
 template void winograd_convolve(const Run<float>&, const Weights<float>&, const Convolution<float, Bf16, Bf16>&);
 template struct TileLoader<float, Bf16, Bf16>;
+#define INSTANTIATE_CONVOLUTION(V, T, S)     \
+  template class BlockConvolution<V, T, S, S>; \
+  template void compute(const Run<T>&, const BlockConvolution<V, T, S, S>&);
+INSTANTIATE_CONVOLUTION(float, float, float)
+INSTANTIATE_CONVOLUTION(double, double, double)
+INSTANTIATE_CONVOLUTION(Bf16, float, Bf16)
 // What reconstruct.cpp takes beside.
 #define INSTANTIATE_BLOCKS(T, In, V)                                                                                \
   template class WinogradBlocks<T, In, V>;                                                                          \

@@ -73,7 +73,8 @@ template <class T, class In, class V = T> struct TileLoader {
 // V: the type in which products are made; Bf16 goes with maps in Bf16, or in float to begin with.
 template <class T, class In, class V = T> class WinogradBlocks {
  public:
-  WinogradBlocks(const Run<T>& run, const Weights<T>& weights);
+  // most: tiles in a block.
+  WinogradBlocks(const Run<T>& run, const Weights<T>& weights, Index most);
   Index most_tiles() const;
   std::size_t scratch() const { return (rows_ + in_ + out_) * sizeof(T); }
   // Output channels that are finished together, first to last.
@@ -96,5 +97,32 @@ template <class T, class In, class V = T> class WinogradBlocks {
   TileLoader<T, In, V> loader_;
   Index tile_, side_, tiles_, group_, out_position_, rows_, in_, out_;
 };
+
+// A convolution block by block, in any order, by any thread.
+template <class V, class T, class In, class Out> class BlockConvolution {
+ public:
+  // most, threads: see WinogradTiling. Sums that the convolution asks for are taken block by block.
+  BlockConvolution(const Run<T>& run, const Weights<T>& weights, const Convolution<T, In, Out>& c, Index most,
+                   int threads);
+  Index tasks() const { return c_.out.n * tiling_.tasks(); }
+  WinogradTiling::Block block(Index task) const { return tiling_.block(task); }
+  std::size_t scratch() const { return blocks_.scratch() + weights_.out * sizeof(T); }
+  // Adds what compute() will read of a block.
+  void fetch(Index task, std::vector<Ahead>& ahead) const { blocks_.fetch(c_.source, block(task), ahead); }
+  // then: what is to be fetched beside the last products.
+  void compute(Index task, char* memory, const std::vector<Ahead>& then) const;
+
+ private:
+  const Run<T>& run_;
+  const Weights<T>& weights_;
+  const Convolution<T, In, Out>& c_;
+  WinogradTiling tiling_;
+  WinogradBlocks<T, In, V> blocks_;
+  Rect readable_;
+};
+
+// All blocks, each thread fetching ahead what it is likely to go on with.
+template <class V, class T, class In, class Out>
+void compute(const Run<T>& run, const BlockConvolution<V, T, In, Out>& convolution);
 
 }  // namespace dblr

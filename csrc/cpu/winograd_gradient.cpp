@@ -11,9 +11,9 @@ namespace {
 // Channels in and out that one task sums: 576 KB of sums in float32, 144 of taps. All of them are read and written a
 // block of tiles: the more tiles, the less often.
 constexpr Index kRange = 64, kTiles = 32;
-// Tasks are (group of blocks) x (range of channels in) x (range out), at least kTasks where there are blocks enough,
-// and at least kParts groups, to keep sums short. As in the direct kernels the groups are added up in order.
-constexpr Index kTasks = 16, kParts = 2;
+// Tasks are (part of the blocks) x (range of channels in) x (range out), at least kTasks where there are blocks enough,
+// and no part has more than kLongest, to keep sums short. As in the direct kernels the parts are added up in order.
+constexpr Index kTasks = 16, kLongest = 16;
 
 // The kernels for maps of a type: products are made in it too.
 template <class T, class S> struct GradientKernels {
@@ -36,75 +36,161 @@ template <class T, class S> bool winograd_suits_gradient(const Kernels<T>& k, co
   return winograd_tile(k, filter) != 0;
 }
 
-template <class T, class S> void winograd_weight_gradient(const Run<T>& run, const WeightGradient<T, S>& g) {
-  constexpr Index kTile = 4, kPositions = 36, kTaps = 9, kPairs = kRange * kRange;
-  const ChannelRanges in(g.x.a.c, kRange), out(g.dz.a.c, kRange);
-  const WinogradTiling tiling(g.region, kTile, 1, kTiles);
-  const Index blocks = g.dz.a.n * tiling.tasks(), ranges = in.count * out.count;
-  const Index parts = std::min(blocks, std::max(kParts, kTasks / ranges));
-  const Index most = position<S>(divide_up(tiling.most_tiles(), 2) * 2, kRange);
-  const auto kernels = kernels_for<S>(run);
-  const Index together = std::is_same<S, T>::value ? 1 : 2;  // as products are made
-  const TileLoader<T, S, S> x = {run, kernels.input, kTile, 1, 0, kRange, most, together};
-  const TileLoader<T, S, S> dz = {run, kernels.dz, kTile, 0, 0, kRange, most, together};
-  const Rect readable = grow(g.region, 1, g.x.a.h, g.x.a.w);
-  Buffer<T> taps(parts * ranges * kTaps * kPairs);
+namespace {
 
-  const Index scratch = std::max(x.rows(), dz.rows()) + kPositions * 2 * most;
-  parallel(run.threads, parts * ranges, kPositions * kPairs * sizeof(T) + scratch * sizeof(S),
-           [&](Index task, char* memory) {
-    const Index part = task / ranges, i = task / out.count % in.count, o = task % out.count;
-    T* const sums = reinterpret_cast<T*>(memory);
-    S *const tx = reinterpret_cast<S*>(sums + kPositions * kPairs), *const tdz = tx + kPositions * most;
-    S* const rows = tdz + kPositions * most;
-    TileLoader<T, S, S> load_x = x, load_dz = dz;
-    load_x.first = i * kRange;
-    load_x.channels = in.size(i);
-    load_dz.first = o * kRange;
-    load_dz.channels = out.size(o);
-    WinogradGradient<T, S> w = {tx, tdz, most, most, kPositions, 0, in.size(i), out.size(o), sums, true, nullptr, nullptr};
-    thread_local std::vector<Ahead> ahead;
-    const Index last = blocks * (part + 1) / parts - 1;
-    for (Index b = blocks * part / parts; b <= last; b++) {
-      const WinogradTiling::Block block = tiling.block(b);
-      load_x.load(g.x, block, readable, rows, tx);
-      load_dz.load(g.dz, block, g.region, rows, tdz);
-      w.tiles = block.tiles;
-      ahead.clear();
-      if (b < last) {
-        load_x.fetch(g.x, tiling.block(b + 1), ahead);
-        load_dz.fetch(g.dz, tiling.block(b + 1), ahead);
-      }
-      w.ahead = ahead.data();
-      w.ahead_end = w.ahead + ahead.size();
-      kernels.gradient(w);
-      w.first = false;
-    }
-    run.kernels.winograd_taps(sums, w.in_channels * w.out_channels, taps.data() + task * kTaps * kPairs);
-  });
-
-  // One input channel at a time, output channels side by side.
-  parallel(run.threads, in.channels, 0, [&](Index channel, char*) {
-    const Index i = channel / kRange, ic = channel % kRange;
-    for (Index o = 0; o < out.count; o++) {
-      const Index size = out.size(o);
-      for (Index tap = 0; tap < kTaps; tap++) {
-        double sum[kRange] = {};
-        for (Index part = 0; part < parts; part++) {
-          const Index task = (part * in.count + i) * out.count + o;
-          const T* const from = taps.data() + task * kTaps * kPairs + (tap * in.size(i) + ic) * size;
-          for (Index c = 0; c < size; c++) sum[c] += from[c];
+// The weight gradient's sums: a task's are those over its part of the blocks of tiles, for its ranges of channels.
+template <class T, class S> class WeightSums {
+ public:
+  WeightSums(const Run<T>& run, const WeightGradient<T, S>& g)
+      : run_(run), g_(g), in_(g.x.a.c, kRange), out_(g.dz.a.c, kRange), tiling_(g.region, kTile, 1, kTiles),
+        kernels_(kernels_for<S>(run)), most_(position<S>(divide_up(tiling_.most_tiles(), 2) * 2, kRange)),
+        readable_(grow(g.region, 1, g.x.a.h, g.x.a.w)), x_{run, kernels_.input, kTile, 1, 0, kRange, most_, kTogether},
+        dz_{run, kernels_.dz, kTile, 0, 0, kRange, most_, kTogether} {
+    parts_ = std::min(blocks(), std::max(divide_up(blocks(), kLongest), kTasks / ranges()));
+    taps_ = Buffer<T>(parts_ * ranges() * kTaps * kPairs);
+  }
+  Index blocks() const { return g_.dz.a.n * tiling_.tasks(); }
+  Index ranges() const { return in_.count * out_.count; }
+  Index tasks() const { return parts_ * ranges(); }
+  Index first(Index task) const { return blocks() * (task / ranges()) / parts_; }
+  Index end(Index task) const { return blocks() * (task / ranges() + 1) / parts_; }
+  std::size_t sums() const { return kPositions * kPairs * sizeof(T); }
+  std::size_t scratch() const { return (std::max(x_.rows(), dz_.rows()) + kPositions * 2 * most_) * sizeof(S); }
+  void fetch_x(Index task, Index block, std::vector<Ahead>& ahead) const {
+    loader(x_, in_, in(task)).fetch(g_.x, tiling_.block(block), ahead);
+  }
+  void fetch_dz(Index task, Index block, std::vector<Ahead>& ahead) const {
+    loader(dz_, out_, out(task)).fetch(g_.dz, tiling_.block(block), ahead);
+  }
+  // Adds a block of a task to its sums.
+  void add(Index task, Index block, char* sums, char* scratch, const std::vector<Ahead>& ahead) const {
+    const WinogradTiling::Block b = tiling_.block(block);
+    S *const tx = reinterpret_cast<S*>(scratch), *const tdz = tx + kPositions * most_;
+    S* const rows = tdz + kPositions * most_;
+    loader(x_, in_, in(task)).load(g_.x, b, readable_, rows, tx);
+    loader(dz_, out_, out(task)).load(g_.dz, b, g_.region, rows, tdz);
+    kernels_.gradient({tx, tdz, most_, most_, kPositions, b.tiles, in_.size(in(task)), out_.size(out(task)),
+                       reinterpret_cast<T*>(sums), block == first(task), ahead.data(), ahead.data() + ahead.size()});
+  }
+  // After a task's last block.
+  void finish(Index task, const char* sums) {
+    const Index pairs = in_.size(in(task)) * out_.size(out(task));
+    run_.kernels.winograd_taps(reinterpret_cast<const T*>(sums), pairs, taps_.data() + task * kTaps * kPairs);
+  }
+  // After all tasks: a few input channels at a time, output channels side by side.
+  void write() const {
+    const Index tasks = divide_up(kRange, kFew) * ranges();
+    parallel(run_.threads, tasks, kFew * kRange * sizeof(double), [&](Index task, char* memory) {
+      double* const sum = reinterpret_cast<double*>(memory);
+      const Index range = task % ranges(), i = in(range), o = out(range), size = out_.size(o);
+      const Index ic = task / ranges() * kFew, count = std::min(kFew, in_.size(i) - ic);
+      for (Index tap = 0; count > 0 && tap < kTaps; tap++) {
+        std::fill_n(sum, count * size, 0.0);
+        for (Index part = 0; part < parts_; part++) {
+          const Index from_task = part * ranges() + range;
+          const T* const from = taps_.data() + from_task * kTaps * kPairs + (tap * in_.size(i) + ic) * size;
+          for (Index c = 0; c < count * size; c++) sum[c] += from[c];
         }
-        T* const to = g.dw + o * kRange * g.so + channel * g.si + (g.flip ? kTaps - 1 - tap : tap);
-        for (Index c = 0; c < size; c++) to[c * g.so] = static_cast<T>(g.add ? to[c * g.so] + sum[c] : sum[c]);
+        T* const to = g_.dw + o * kRange * g_.so + (i * kRange + ic) * g_.si + (g_.flip ? kTaps - 1 - tap : tap);
+        for (Index n = 0; n < count; n++) {
+          for (Index c = 0; c < size; c++) {
+            T& at = to[c * g_.so + n * g_.si];
+            at = static_cast<T>(g_.add ? at + sum[n * size + c] : sum[n * size + c]);
+          }
+        }
       }
+    });
+  }
+
+ private:
+  static constexpr Index kTile = 4, kPositions = 36, kTaps = 9, kPairs = kRange * kRange, kFew = 8;
+  static constexpr Index kTogether = std::is_same<S, T>::value ? 1 : 2;  // tiles, as products are made
+  using Loader = TileLoader<T, S, S>;
+  Index in(Index task) const { return task / out_.count % in_.count; }
+  Index out(Index task) const { return task % out_.count; }
+  static Loader loader(const Loader& all, const ChannelRanges& ranges, Index range) {
+    return {all.run, all.transform, all.tile, all.halo, range * kRange, ranges.size(range), all.position, all.together};
+  }
+  const Run<T>& run_;
+  const WeightGradient<T, S>& g_;
+  ChannelRanges in_, out_;
+  WinogradTiling tiling_;
+  GradientKernels<T, S> kernels_;
+  Index most_;
+  Rect readable_;
+  Loader x_, dz_;
+  Index parts_;
+  Buffer<T> taps_;
+};
+
+template <class T, class S> void add_all(const Run<T>& run, WeightSums<T, S>& sums) {
+  parallel(run.threads, sums.tasks(), sums.sums() + sums.scratch(), [&](Index task, char* memory) {
+    thread_local std::vector<Ahead> ahead;
+    for (Index b = sums.first(task); b < sums.end(task); b++) {
+      ahead.clear();
+      if (b + 1 < sums.end(task)) {
+        sums.fetch_x(task, b + 1, ahead);
+        sums.fetch_dz(task, b + 1, ahead);
+      }
+      sums.add(task, b, memory, memory + sums.sums(), ahead);
     }
+    sums.finish(task, memory);
   });
+  sums.write();
 }
 
-#define INSTANTIATE(T, S)                                                                   \
-  template bool winograd_suits_gradient(const Kernels<T>&, const WeightGradient<T, S>&);    \
-  template void winograd_weight_gradient(const Run<T>&, const WeightGradient<T, S>&);
+// Both gradients of a block of tiles, one after the other: what they read comes from memory once. Many threads would
+// not find enough parts, and take one gradient after the other; the blocks are the same, and so are the bits.
+template <class T, class S>
+void winograd_gradients(const Run<T>& run, const Weights<T>& w, const Convolution<T, S, S>& c,
+                        const WeightGradient<T, S>& g) {
+  WeightSums<T, S> sums(run, g);
+  const BlockConvolution<S, T, S, S> data(run, w, c, kTiles, 1);
+  if (run.threads > sums.tasks() / 2) {
+    compute(run, data);
+    return add_all(run, sums);
+  }
+  const std::size_t scratch = std::max(sums.scratch(), data.scratch());
+  parallel(run.threads, sums.tasks(), sums.sums() + scratch, [&](Index task, char* memory) {
+    thread_local std::vector<Ahead> ahead;
+    for (Index b = sums.first(task); b < sums.end(task); b++) {
+      ahead.clear();
+      sums.fetch_x(task, b, ahead);
+      data.compute(b, memory + sums.sums(), ahead);
+      ahead.clear();
+      if (b + 1 < sums.end(task)) data.fetch(b + 1, ahead);
+      sums.add(task, b, memory, memory + sums.sums(), ahead);
+    }
+    sums.finish(task, memory);
+  });
+  sums.write();
+}
+
+template <class T> const Weights<T>* winograd_weights(const Weights<T>& w) { return w.tile ? &w : nullptr; }
+const Weights<float>* winograd_weights(const Bf16Weights& w) { return w.plain && w.plain->bf16 ? &*w.plain : nullptr; }
+
+}  // namespace
+
+template <class T, class S> void winograd_weight_gradient(const Run<T>& run, const WeightGradient<T, S>& g) {
+  WeightSums<T, S> sums(run, g);
+  add_all(run, sums);
+}
+
+template <class T, class S>
+void gradients(const Run<T>& run, const WeightsFor<T, S>& w, const Convolution<T, S, S>& c,
+               const WeightGradient<T, S>& g) {
+  const Weights<T>* const winograd = winograd_weights(w);
+  const bool one_range = g.x.a.c <= kRange && g.dz.a.c <= kRange;
+  if (winograd && one_range && winograd_suits_gradient(run.kernels, g)) return winograd_gradients(run, *winograd, c, g);
+  convolve(run, w, c);
+  weight_gradient(run, g);
+}
+
+#define INSTANTIATE(T, S)                                                                        \
+  template bool winograd_suits_gradient(const Kernels<T>&, const WeightGradient<T, S>&);         \
+  template void winograd_weight_gradient(const Run<T>&, const WeightGradient<T, S>&);            \
+  template void gradients(const Run<T>&, const WeightsFor<T, S>&, const Convolution<T, S, S>&,   \
+                          const WeightGradient<T, S>&);
 INSTANTIATE(float, float)
 INSTANTIATE(double, double)
 INSTANTIATE(float, Bf16)

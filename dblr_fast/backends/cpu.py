@@ -132,9 +132,11 @@ class CpuBackend:
         return _Call(like, keep_bf16=self._cpu.has_bf16())
 
     def keeps_block_maps(self, x):
-        # Of a training step's time and eager torch's memory the first costs 7 % to compute again and 12 % to keep, the
-        # second as much time and more memory than half of eager's in all. Narrowed it would not have the same signs.
-        return self._call(x).maps == x.dtype, False
+        # Each costs 7 % of a training step's time to compute again, or 12 % of eager torch's memory to keep: in float32
+        # both make just under half of it, in bf16 the second would go beyond. Narrowed the first would not have the
+        # same signs.
+        first = self._call(x).maps == x.dtype
+        return first, first and x.dtype != torch.bfloat16
 
     def unavailable(self, device=None):
         if self._reason is not None:
@@ -195,29 +197,30 @@ class CpuBackend:
         call = self._call(x)
         middle = w1.shape[0]
         y, z1 = call.new_map(x, w2.shape[0]), call.new_map(x, middle)
+        keep1, keep2 = self.keeps_block_maps(x) if save else (False, False)
+        z2 = call.new_map(x, w2.shape[0]) if keep2 else None
         statistics = [torch.empty(c if training else 0, dtype=call.compute)
                       for c in (middle, middle, w2.shape[0], w2.shape[0])]
         self._cpu.residual_block(
             torch.get_num_threads(), call.map(x), call.arrays(w1, b1, g1, be1, rm1, rv1),
-            call.arrays(w2, b2, g2, be2, rm2, rv2), _view(y), _view(z1), save, _views(statistics),
-            training, eps)
+            call.arrays(w2, b2, g2, be2, rm2, rv2), _view(y), _view(z1), _view(z2), save,
+            _views(statistics), training, eps)
         dtype = torch.promote_types(g1.dtype, torch.float32)
-        if not (save and self.keeps_block_maps(x)[0]):
-            z1 = _empty(x.dtype)
-        return call.out(y), *(s.to(dtype) for s in statistics), z1, _empty(x.dtype)
+        kept = (z if keep else _empty(x.dtype) for z, keep in ((z1, keep1), (z2, keep2)))
+        return call.out(y), *(s.to(dtype) for s in statistics), *kept
 
     def residual_block_backward(self, grad, x, w1, b1, g1, be1, mean1, var1, z1, w2, b2, g2, be2, mean2, var2,
                                 z2, training, eps, need_x):
         call = self._call(x)
         parameters = (w1, b1, g1, be1, w2, b2, g2, be2)
         d = call.new_like(*parameters)
-        kept = z1.numel() > 0
-        z1 = z1 if kept else call.new_map(x, w1.shape[0])
-        scratch = [call.new_map(x, w.shape[0]) for w in (w2, w1)]
+        kept = [z.numel() > 0 for z in (z1, z2)]
+        z1, z2 = (z if there else call.new_map(x, w.shape[0]) for z, there, w in zip((z1, z2), kept, (w1, w2)))
+        scratch = call.new_map(x, w1.shape[0])
         dx = call.new_map(x, x.shape[1]) if need_x else None
         self._cpu.residual_block_backward(
             torch.get_num_threads(), call.map(grad), call.any_map(x), call.arrays(w1, b1, g1, be1, mean1, var1),
-            call.arrays(w2, b2, g2, be2, mean2, var2), [call.map(z1), *_views(scratch)], kept, _view(dx),
+            call.arrays(w2, b2, g2, be2, mean2, var2), [call.map(z1), call.map(z2), _view(scratch)], kept, _view(dx),
             _views(d[:4]), _views(d[4:]), training, eps)
         return call.out(dx), *_narrow(d, parameters)
 

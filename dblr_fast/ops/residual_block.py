@@ -18,7 +18,7 @@ def residual_block(x: Tensor, first: tuple[Tensor, ...], second: tuple[Tensor, .
 
     x: (N, C, H, W). first, second: (weight (C, C, 3, 3), bias, gamma, beta, running_mean, running_var, all
     (C,)). Returns (N, C, H, W), channels_last. Backward keeps x and the two convolutions' outputs, on the CPU
-    the first one's at most; what else it needs is computed again. With training the running statistics are updated
+    in bfloat16 the first one's alone; what else it needs is computed again. With training the running statistics are updated
     in place.
     Raises RuntimeError when shapes, dtypes or devices do not fit.
     """

@@ -56,6 +56,12 @@ def in_own_process(script, *arguments):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def median_of_processes(count, script, *arguments):
+    """in_own_process() so many times, an odd number, and of these the one with the median net memory."""
+    done = [memory for memory in (in_own_process(script, *arguments) for _ in range(count)) if memory]
+    return sorted(done, key=lambda memory: memory["net_mib"])[len(done) // 2] if done else {}
+
+
 def shortage(measured):
     """Why these candidates cannot share a process, each keeping its buffers between its turns, or None.
 

@@ -11,8 +11,8 @@ Medians over interleaved rounds; ratios are over eager torch in the same precisi
 
 GFLOP/s counts direct convolutions, forward once and backward twice; "of floor" is the time that those take at the
 rate of torch's own matrix product, measured in the same run, over the time taken. On a CPU "net MiB" is the peak
-memory of a first step (of torch.compile, the second: the first compiles) over what was held before it, in a process
-of its own. "error" is relative (RMS), of the pictures of a first batch, against python_ref in float64; "of gradients"
+memory of a first step (of torch.compile, the second: the first compiles) over what was held before it, the median of
+three processes. "error" is relative (RMS), of the pictures of a first batch, against python_ref in float64; "of gradients"
 the same of all gradients, which a ReLU that rounding moves over zero changes by far more than rounding.
 """
 
@@ -31,6 +31,7 @@ from steps import COMPILED, EAGER, LOOP, OURS  # noqa: E402
 PRECISIONS = {"none": "float32", "half": "half", "bf16": "bf16"}
 LEVELS = {"none": "exact", "half": "half", "bf16": "bf16"}
 FRAMES = 5
+PROCESSES = 3  # eager torch's memory differs by a third from one to the next
 
 
 def parse():
@@ -91,7 +92,8 @@ def memories(found, size, arguments, device):
         return {}
     net_memory.give_back()  # of the size before
     options = ["--sizes", size, "--blocks", arguments.blocks, *(["--avx2"] if arguments.avx2 else [])]
-    return {(name, precision): net_memory.in_own_process(__file__, "--memory-of", name, precision, *options)
+    return {(name, precision): net_memory.median_of_processes(
+        PROCESSES, __file__, "--memory-of", name, precision, *options)
             for name, precision in found}
 
 

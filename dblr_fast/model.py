@@ -45,15 +45,15 @@ class ConvBN(nn.Module):
                                momentum=self.bn.momentum, eps=self.bn.eps)
 
 
-def residual(x: Tensor, first: ConvBN, second: ConvBN) -> Tensor:
-    """x + BN(conv(ReLU(BN(conv(x)))))."""
+def residual(x: Tensor, first: ConvBN, second: ConvBN, keep: int = 2) -> Tensor:
+    """x + BN(conv(ReLU(BN(conv(x))))); keep: see ops.residual_block."""
     a, b = first.bn, second.bn
     if not (first.fusable() and second.fusable()
             and (a.training, a.momentum, a.eps) == (b.training, b.momentum, b.eps)):
         return second(first(x, relu=True), residual=x)
     count_batch(a, b)
     return ops.residual_block(x, first.tensors(), second.tensors(), training=a.training, momentum=a.momentum,
-                              eps=a.eps)
+                              eps=a.eps, keep=keep)
 
 
 class ResidualBlock(nn.Module):
@@ -154,7 +154,8 @@ class DBLRNet(nn.Module):
         for block in self.blocks:
             y = block(y)
         if self.tail_skip:
-            y = residual(y, self.conv31, self.conv32) + l2
+            # What comes next takes the most memory of all, and its backward pass while all is kept: one map less.
+            y = residual(y, self.conv31, self.conv32, keep=1) + l2
         else:
             y = self.conv32(self.conv31(y, relu=True), residual=l2)
         tail = (self.conv33, self.conv34, self.conv35)

@@ -157,8 +157,8 @@ def assert_same_bits(results, other):
         assert torch.equal(results[name], other[name]), name
 
 
-def ours(backend, case, dtype=torch.float32, layout=lambda t: t, need_x=True, save=True):
-    """The same from the backend's own functions; without `save` the output alone."""
+def ours(backend, case, dtype=torch.float32, layout=lambda t: t, need_x=True, save=2):
+    """The same from the backend's own functions; save: maps that a block is to keep, 0: the output alone."""
     tensors, running, grad = ([t.to(dtype) for t in part] if isinstance(part, tuple) else part.to(dtype)
                               for part in inputs(*case))
     op, training = case[0], case[-1]

@@ -111,7 +111,7 @@ def raw_arguments(op, dtype=torch.float32, requires_grad=True):
         return namespace.conv_bn_act, (*leaves[:5], *running, residual, True, True, 1e-5, True)
     if op == "residual_block":
         return namespace.residual_block, (
-            *leaves[:5], *running[:2], *leaves[5:9], *running[2:], True, 1e-5, True)
+            *leaves[:5], *running[:2], *leaves[5:9], *running[2:], True, 1e-5, 2)
     return namespace.reconstruct, (*leaves, True)
 
 
@@ -234,6 +234,18 @@ def test_what_blocks_keep_on_a_cpu(dtype, maps):
             y = call(ops, "residual_block", tensors, running, True)
     kept = [t for t in kept if t.dim() == 4 and t.shape[2:] == (8, 8)]
     assert y.requires_grad and len(kept) == maps and kept[0].data_ptr() == tensors[0].data_ptr()
+
+
+def test_blocks_keep_less_when_asked():
+    tensors, running = op_inputs("residual_block", 1, 8, 8, seed=3)
+    first, second = (*tensors[1:5], *running[:2]), (*tensors[5:], *running[2:])
+    x, kept = tensors[0].requires_grad_(), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        with dblr_fast.use_backend("cpu"):
+            ops.residual_block(x, first, second, training=True, keep=1)
+    assert len([t for t in kept if t.dim() == 4 and t.shape[2:] == (8, 8)]) == 2
+    with pytest.raises(RuntimeError, match="wanted keep to be 1 or 2, got 0"):
+        ops.residual_block(x, first, second, training=True, keep=0)
 
 
 def test_unknown_backend_and_precision():

@@ -88,16 +88,17 @@ class Backend(Protocol):
         of z + bias. With training dbias is exactly zero, because batch norm removes what a bias adds.
         """
 
-    def keeps_block_maps(self, x: Tensor) -> tuple[bool, bool]:
-        """Whether residual_block keeps its first and its second convolution's output for backward."""
+    def keeps_block_maps(self, x: Tensor, save: int) -> tuple[bool, bool]:
+        """Whether residual_block keeps its first and its second convolution's output for backward, save as there."""
 
     def residual_block(self, x: Tensor, w1: Tensor, b1: Tensor, g1: Tensor, be1: Tensor, rm1: Tensor,
                        rv1: Tensor, w2: Tensor, b2: Tensor, g2: Tensor, be2: Tensor, rm2: Tensor,
-                       rv2: Tensor, training: bool, eps: float, save: bool
+                       rv2: Tensor, training: bool, eps: float, save: int
                        ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """(y, mean1, var1, mean2, var2, z1, z2), as two conv_bn_act; the map between them is not kept.
 
-        z1, z2 are empty unless save, and where the backend computes them again in backward (keeps_block_maps).
+        save: how many of z1 and z2 are to be kept, 0 to 2, 0 where there is no backward; a backend that computes them
+        again may keep fewer, one that does not keeps both (keeps_block_maps). Those that are not kept are empty.
         """
 
     def residual_block_backward(self, grad: Tensor, x: Tensor,

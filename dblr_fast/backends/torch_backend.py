@@ -57,8 +57,8 @@ class TorchBackend:
     def unavailable(self, device=None):
         return None
 
-    def keeps_block_maps(self, x):
-        return True, True
+    def keeps_block_maps(self, x, save):
+        return save > 0, save > 0
 
     def precisions(self, device=None):
         gpu = device is not None and device.type != "cpu"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._common import (backend_for, check_map, choices, define, follow_autocast, gradients_like, kept, map_like,
+from ._common import (backend_for, check, check_map, choices, define, follow_autocast, gradients_like, kept, map_like,
                       needs_gradient, or_none, parameters_for)
 from .conv_bn_act import check_convolution, statistics_like, update_running
 
@@ -13,16 +13,17 @@ NAMES = ("weight", "bias", "gamma", "beta", "running_mean", "running_var")
 
 
 def residual_block(x: Tensor, first: tuple[Tensor, ...], second: tuple[Tensor, ...], training: bool = False,
-                   momentum: float = 0.1, eps: float = 1e-5) -> Tensor:
+                   momentum: float = 0.1, eps: float = 1e-5, keep: int = 2) -> Tensor:
     """x + BN(conv(ReLU(BN(conv(x))))), L(X) and L(X+1) of Table I.
 
     x: (N, C, H, W). first, second: (weight (C, C, 3, 3), bias, gamma, beta, running_mean, running_var, all
-    (C,)). Returns (N, C, H, W), channels_last. Backward keeps x and the two convolutions' outputs, on the CPU
-    in bfloat16 the first one's alone; what else it needs is computed again. With training the running statistics are updated
-    in place.
-    Raises RuntimeError when shapes, dtypes or devices do not fit.
+    (C,)). Returns (N, C, H, W), channels_last. With training the running statistics are updated in place.
+    keep: 2 keeps both convolutions' outputs for backward, 1 the first one's, for less memory and more time; the CPU's
+    kernels compute the other again (in bfloat16 always), a GPU's keep both.
+    Raises RuntimeError when shapes, dtypes or devices do not fit, or keep is another number.
     """
-    save = needs_gradient(x, *first[:4], *second[:4])
+    check(keep in (1, 2), lambda: f"residual_block: wanted keep to be 1 or 2, got {keep!r}")
+    save = keep if needs_gradient(x, *first[:4], *second[:4]) else 0
     y, mean1, var1, mean2, var2, _, _ = torch.ops.dblr_fast.residual_block(
         x, *first, *second, training, eps, save, *choices(x))
     if training:
@@ -47,7 +48,7 @@ def _run(x, w1, b1, g1, be1, rm1, rv1, w2, b2, g2, be2, rm2, rv2, training, eps,
 def _fake(x, w1, b1, g1, be1, rm1, rv1, w2, b2, g2, be2, rm2, rv2, training, eps, save, backend, precision):
     _check(x, w1, b1, g1, be1, rm1, rv1, w2, b2, g2, be2, rm2, rv2, training=training)
     statistics = [statistics_like(g, training) for g in (g1, g1, g2, g2)]
-    keeps = backend_for(x, backend, precision).keeps_block_maps(x) if save else (False, False)
+    keeps = backend_for(x, backend, precision).keeps_block_maps(x, save)
     z = [map_like(x, w.shape[0]) if keep else x.new_empty(0) for w, keep in zip((w1, w2), keeps)]
     return (map_like(x, x.shape[1]), *statistics, *z)
 
@@ -70,7 +71,7 @@ def _fake_backward(grad, x, w1, b1, g1, be1, mean1, var1, z1, w2, b2, g2, be2, m
 _HALF = "Tensor w{0}, Tensor b{0}, Tensor g{0}, Tensor be{0}, Tensor {1}{0}, Tensor {2}{0}, "
 _FLAGS = "str backend, str precision"
 define("residual_block(Tensor x, " + _HALF.format(1, "rm", "rv") + _HALF.format(2, "rm", "rv")
-       + f"bool training, float eps, bool save, {_FLAGS}) "
+       + f"bool training, float eps, int save, {_FLAGS}) "
        "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)", _run, _fake)
 define("residual_block_backward(Tensor grad, Tensor x, "
        + _HALF.format(1, "mean", "var") + "Tensor z1, " + _HALF.format(2, "mean", "var") + "Tensor z2, "

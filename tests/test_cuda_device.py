@@ -137,13 +137,13 @@ def test_graphs_equal_plain_launches(monkeypatch):
     monkeypatch.setenv("DBLR_FAST_GRAPHS", "off")
     plain = backends.get("cuda").network(fold, "half", GPU)
     expected = {size: plain(x, (0, size[0], 0, size[1])) for size, x in inputs_of.items()}
-    assert not plain._graphs
+    assert not len(plain._graphs)
     monkeypatch.delenv("DBLR_FAST_GRAPHS")
     for _ in range(3):  # the workspace grows once and drops what was recorded
         for size in sizes:
             y = recorded(inputs_of[size], (1, size[0], 2, size[1]))
             assert torch.equal(y, expected[size][:, :, 1:, 2:])
-    assert any(graph is not None for graph in recorded._graphs.values())
+    assert len(recorded._graphs) > 0
 
 
 @torch.no_grad()

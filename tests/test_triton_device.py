@@ -88,6 +88,9 @@ def test_network_also_from_a_cuda_graph(backend, precision):
     else:
         dtype = torch.float16 if precision == "half" else torch.bfloat16
         assert_close_as_eager("network", y.cpu().to(dtype), EachLayerRounded(fold, dtype)(x), exact)
+    for _ in range(2):  # recorded, replayed
+        assert torch.equal(network(moved, valid), y)
+    assert torch.equal(network(moved, (3, 30, 0, 50)), y[:, :, 3:30, :50]) and len(network.graphs) == 1
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         recorded = network(moved, valid)

@@ -288,7 +288,7 @@ void convolve(const Run<float>& run, const AmxWeights& w, const Convolution<floa
     add_products(w, rows, t, place, products);
     thread_local std::vector<Ahead> ahead;
     ahead.clear();
-    const Index next = task + run.threads;  // what this thread is likely to go on with
+    const Index next = task + 1;  // what this thread is likely to go on with
     if (sums || packed) fetch_output(c, t, 0, w.out, ahead);
     if (next < tasks) {
       const Tile then = tiling.tile(next);

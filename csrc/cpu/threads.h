@@ -1,5 +1,6 @@
-// Work shared among threads. Tasks are drawn from a counter, so any number of threads that really comes is
-// right, and each has scratch memory of its own. Results never depend on which thread ran a task.
+// Work shared among threads. Each begins with tasks in a row, the same part of them in every region, and ends with what
+// others have left, so any number of threads that really comes is right. Each has scratch memory of its own. Results
+// never depend on which thread ran a task.
 #pragma once
 
 #include <cstddef>

@@ -351,7 +351,7 @@ void compute(const Run<T>& run, const BlockConvolution<V, T, In, Out>& convoluti
   parallel(run.threads, tasks, convolution.scratch(), [&](Index task, char* memory) {
     thread_local std::vector<Ahead> then;
     then.clear();
-    if (task + run.threads < tasks) convolution.fetch(task + run.threads, then);
+    if (task + 1 < tasks) convolution.fetch(task + 1, then);
     convolution.compute(task, memory, then);
   });
 }

@@ -2,51 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from collections import OrderedDict
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 
 from .cuda_call import KINDS, LEVELS, middle_of, padded, up
+from .graphed import GraphedRuns
 from .planar import planar_stem
-
-GRAPHS = 16  # sizes whose graph is kept; a tiled picture has nine at most
-
-
-def _graphs_wanted() -> bool:
-    return os.environ.get("DBLR_FAST_GRAPHS", "").lower() not in ("off", "0", "false", "no")
-
-
-class _Graph:
-    """The launches of one size, recorded over input and output of their own."""
-
-    def __init__(self, frames: Tensor):
-        n, _, h, w = frames.shape
-        with torch.inference_mode(False):  # they outlive the caller's mode
-            self.frames = torch.empty(frames.shape, dtype=torch.float32, device=frames.device)
-            self.out = torch.empty((n, 1, h, w), dtype=torch.float32, device=frames.device)
-        self.graph = None
-
-    def record(self, launch, device) -> None:
-        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
-        side = torch.cuda.Stream(device)
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
-            graph.capture_begin(capture_error_mode="thread_local")
-            try:
-                launch(self.frames, self.out)
-            finally:
-                graph.capture_end()
-        current.wait_stream(side)
-        self.graph = graph
-
-    def replay(self, frames: Tensor) -> Tensor:
-        self.frames.copy_(frames)
-        self.graph.replay()
-        return self.out
-
 
 class CudaNetwork:
     """See backends.protocol.Network. One call at a time, as the engine makes them.
@@ -70,8 +31,7 @@ class CudaNetwork:
             if not backend.emulated:  # runs may come on other streams; and then the weights' memory is free again
                 torch.cuda.current_stream(device).synchronize()
             self._kept = keep
-        self._graphs: OrderedDict[tuple, _Graph | None] = OrderedDict()
-        self._workspace = self._last = self._stream = None  # _stream, _last: of the latest call
+        self._workspace, self._graphs = None, GraphedRuns(device)
 
     def _arguments(self, folded, unit, sm90):
         """(what the extension takes, the vectors among it): channels filled up to a multiple of `unit` with zeros."""
@@ -113,23 +73,25 @@ class CudaNetwork:
                              f"to {x1}")
         frames = frames.detach().to(self.device, torch.float32)
         with self._backend.on(self.device):
-            if not self._backend.emulated and torch.cuda.is_current_stream_capturing():
-                out = self._launch(frames, self._new_out(frames), self._allocate(self._needed(frames)))
-                return out[:, :, y0:y1, x0:x1]
-            with self._in_turn():
+            if self._backend.emulated:
                 self._make_room(self._needed(frames))
-                graph = self._graph(frames)
+                return self._plain(frames, self._workspace)[:, :, y0:y1, x0:x1]
+            if torch.cuda.is_current_stream_capturing():
+                return self._plain(frames, self._allocate(self._needed(frames)))[:, :, y0:y1, x0:x1]
+            with self._graphs.in_turn():
+                self._make_room(self._needed(frames))
+                graph = self._graphs.graph_of(frames, lambda x, y: self._launch(x, y, self._workspace))
                 if graph is not None:
                     return graph.replay(frames)[:, :, y0:y1, x0:x1].clone()
-                return self._launch(frames, self._new_out(frames), self._workspace)[:, :, y0:y1, x0:x1]
+                return self._plain(frames, self._workspace)[:, :, y0:y1, x0:x1]
 
     def _needed(self, frames) -> int:
         n, _, h, w = frames.shape
         return self._native.workspace_bytes(n, h, w)
 
-    def _new_out(self, frames) -> Tensor:
+    def _plain(self, frames, workspace) -> Tensor:
         n, _, h, w = frames.shape
-        return torch.empty((n, 1, h, w), dtype=torch.float32, device=self.device)
+        return self._launch(frames, torch.empty((n, 1, h, w), dtype=torch.float32, device=self.device), workspace)
 
     def _launch(self, frames, out, workspace) -> Tensor:
         planes = frames.data_ptr(), tuple(frames.shape), frames.stride(), 0
@@ -137,58 +99,18 @@ class CudaNetwork:
                          workspace.numel() * workspace.element_size(), out.data_ptr())
         return out
 
-    @contextmanager
-    def _in_turn(self):
-        """What is queued inside runs after what was queued inside before, whatever the streams."""
-        if self._backend.emulated:
-            yield
-            return
-        self._stream = torch.cuda.current_stream(self.device)
-        if self._last is None:
-            self._last = torch.cuda.Event()
-        else:
-            self._stream.wait_event(self._last)
-        try:
-            yield
-        finally:
-            self._last.record(self._stream)
-
     def _make_room(self, size: int) -> None:
         """A workspace of at least `size` bytes; graphs hold the address of the one they were recorded on."""
         have = self._workspace
         if have is not None and have.numel() * have.element_size() >= size:
             return
-        self._let_finish()
-        self._graphs.clear()
+        self._forget_graphs()
         self._workspace = have = None  # give back what is too small first
         self._workspace = self._allocate(size)
 
-    def _let_finish(self) -> None:
-        """Memory that is about to be given back is not handed out before the last stream that used it is done."""
-        if self._stream is None:
-            return
-        buffers = [t for graph in self._graphs.values() if graph is not None for t in (graph.frames, graph.out)]
-        for t in (self._workspace, self._packed, *self._kept, *buffers):
-            if t is not None:
-                t.record_stream(self._stream)
+    def _forget_graphs(self) -> None:
+        self._graphs.clear(self._workspace, self._packed, *self._kept)
 
     def __del__(self):
-        if getattr(self, "_stream", None) is not None:
-            self._let_finish()
-
-    def _graph(self, frames) -> _Graph | None:
-        """The graph of this size, recorded when the size comes for the second time."""
-        if self._backend.emulated or not _graphs_wanted():
-            return None
-        key = tuple(frames.shape)
-        if key not in self._graphs:
-            self._graphs[key] = None
-            while len(self._graphs) > GRAPHS:
-                self._graphs.popitem(last=False)
-            return None
-        self._graphs.move_to_end(key)
-        if self._graphs[key] is None:
-            graph = _Graph(frames)
-            graph.record(lambda x, y: self._launch(x, y, self._workspace), self.device)
-            self._graphs[key] = graph
-        return self._graphs[key]
+        if hasattr(self, "_graphs"):
+            self._forget_graphs()

@@ -8,16 +8,19 @@ every sum is float32.
 from __future__ import annotations
 
 import functools
+import threading
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from .cpu import _narrow
+from .graphed import RecordedIfPossible
 from .planar import planar_stem, stem_gradients
 from .protocol import FoldedNetwork
 
 CL = torch.channels_last
+RECORDED = 1 << 30  # bytes of maps up to which a network is replayed; beyond, kernels take longer than the host
 LEVELS = {"exact": torch.float32, "fast": torch.float32, "half": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -266,11 +269,17 @@ class TritonBackend:
 
 
 class TritonNetwork:
-    """A folded network as Triton kernels; see backends.protocol.Network. May be called from several threads at once."""
+    """A folded network as Triton kernels; see backends.protocol.Network. May be called from several threads at once.
+
+    On a GPU the first run of a size launches kernel by kernel (and chooses configurations), the second records a CUDA
+    graph, and those after it replay it, up to sizes for which the host is no bottleneck; DBLR_FAST_GRAPHS=off leaves all
+    launches plain. Replays from different streams wait for one another on the device.
+    """
 
     def __init__(self, kernels, folded: FoldedNetwork, precision, device):
         self.kernels, self.device, self.dtype = kernels, device, LEVELS[precision]
         self.tf32, self.tail_skip = precision == "fast", folded.tail_skip
+        self.graphs, self._lock = RecordedIfPossible(device), threading.Lock()
         with torch.no_grad(), self._here():
             w1, b1, w2, b2 = (t.to(device) for t in folded.stem)
             w1, b1, w2 = planar_stem(w1, b1, w2)
@@ -297,7 +306,23 @@ class TritonNetwork:
 
     def __call__(self, frames, valid):
         with torch.no_grad(), self._here():
-            return self._run(frames.detach().to(self.device), valid)
+            frames = frames.detach().to(self.device)
+            if not self._may_record(frames):
+                return self._run(frames, valid)
+            with self._lock, self.graphs.in_turn():
+                graph = self.graphs.graph_of(frames, self._launch)
+                if graph is None:
+                    return self._run(frames, valid)
+                y0, y1, x0, x1 = valid
+                return graph.replay(frames)[:, :, y0:y1, x0:x1].clone()
+
+    def _may_record(self, frames):
+        if self.device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+            return False
+        return self.workspace_bytes(*frames.shape[2:]) <= RECORDED
+
+    def _launch(self, frames, out):
+        out.copy_(self._run(frames, (0, frames.shape[2], 0, frames.shape[3])))
 
     def _convolve(self, x, layer, **epilogue):
         weights, bias = layer

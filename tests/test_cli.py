@@ -165,7 +165,9 @@ def test_an_interrupt_leaves_the_old_output(tmp_path, number, code, target):
     old.write_text("old")
     process = subprocess.Popen([sys.executable, "-c", SLOW, os.path.dirname(__file__), str(source),
                                 str(tmp_path / target)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)
+                               stderr=subprocess.PIPE, text=True,
+                               # A shell starts what runs in the background with interrupts ignored.
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     assert process.stdout.readline() == "stuck\n"
     assert len(leftovers(tmp_path)) == 1  # the output in the making
     process.send_signal(number)

@@ -41,14 +41,12 @@ void conv_bn_act_backward(int threads, Map<const S> grad, Map<const S> x, const 
   norm_sums(run, norm.gradient(grad, z, relu), sums);
   norm.set_gradient(conv.norm, sums, training, d.bias, d.gamma, d.beta);
   const Source<T, S> dz = norm.gradient(grad, z, relu);
-  if (dx.data) {
-    Convolution<T, S, S> c;
-    c.source = dz;
-    c.region = whole(x.h, x.w);
-    c.out = dx;
-    convolve(run, gradient_weights<S>(run, backward_filter(conv.weight, z.c, x.c)), c);
-  }
-  weight_gradient(run, WeightGradient<T, S>{copy_of<T>(x), dz, whole(z.h, z.w), d.weight, x.c * 9, 9});
+  Convolution<T, S, S> c;
+  c.source = dz;
+  c.region = whole(x.h, x.w);
+  c.out = dx;
+  gradients(run, backward_filter(conv.weight, z.c, x.c), c,
+            WeightGradient<T, S>{copy_of<T>(x), dz, c.region, d.weight, x.c * 9, 9});
 }
 
 #define INSTANTIATE(T, S)                                                                                            \

@@ -13,7 +13,7 @@ namespace {
 
 // A packed tile of this size stays in a 512 KB second-level cache beside a block of weights.
 constexpr Index kTileBytes = 160 * 1024;
-constexpr Index kSpread = 4;
+constexpr Index kSpread = 4;  // output channels that count as one of the input where tiles are cut
 
 }  // namespace
 

@@ -73,8 +73,9 @@ void products_by_winograd(const Run<T>& run, Map<const In> h1, const Tail<T>& ta
   const Source<T, In> source = copy_of<T>(h1);
   const Weights<T>& second = *tail.second;
   const TailScratch size = scratch_of(run, second);
-  const WinogradTiling tiling(region, second.tile, run.threads, winograd_block(second.tile, second.in), taps.shift);
-  const WinogradBlocks<T, In, V> blocks(run, second, winograd_block(second.tile, second.in));
+  const Index most = winograd_block(second.tile, second.in);
+  const WinogradTiling tiling(region, second.tile, run.threads, most, taps.shift);
+  const WinogradBlocks<T, In, V> blocks(run, second, most);
   parallel(run.threads, h1.n * tiling.tasks(), tail_scratch(run, tail), [&](Index task, char* memory) {
     T *const scratch = reinterpret_cast<T*>(memory), *const kept = scratch + size.own, *const sums = kept + size.block;
     const WinogradTiling::Block b = tiling.block(task);

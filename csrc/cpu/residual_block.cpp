@@ -57,40 +57,35 @@ void residual_block_backward(int threads, Map<const S> grad, Map<const S> x, con
     again.out = maps[0];
     convolve(run, layer_weights<S>(run, forward_filter(first.weight, z1.c, x.c)), again);
   }
-  const Source<T, S> to_dz2 = norm2.gradient(grad, z2, false);
+  const Source<T, S> dz2 = norm2.gradient(grad, z2, false);
   if (kept[1]) {
-    norm_sums(run, to_dz2, sums);
+    norm_sums(run, dz2, sums);
   } else {
     again.source = norm1.normalised(z1);
     again.out = maps[1];
     again.norm_sums = &sums;
-    again.norm = to_dz2;
+    again.norm = dz2;
     convolve(run, layer_weights<S>(run, forward_filter(second.weight, z2.c, z1.c)), again);
   }
-  norm2.set_gradient(second.norm, sums, training, d2.bias, d2.gamma, d2.beta);
-  const Source<T, S> dz2 = norm2.gradient(grad, z2, false);
+  norm2.set_gradient(second.norm, sums, training, d2.bias, d2.gamma, d2.beta);  // dz2 reads it from here on
   Convolution<T, S, S> c;
   c.source = dz2;
   c.region = whole(x.h, x.w);
   c.out = scratch;
   c.norm_sums = &sums;
   c.norm = norm1.gradient(constant(scratch), z1, true);
-  gradients(run, gradient_weights<S>(run, backward_filter(second.weight, z2.c, z1.c)), c,
+  gradients(run, backward_filter(second.weight, z2.c, z1.c), c,
             WeightGradient<T, S>{norm1.normalised(z1), dz2, c.region, d2.weight, z1.c * 9, 9});
 
   norm1.set_gradient(first.norm, sums, training, d1.bias, d1.gamma, d1.beta);
   const Source<T, S> dz1 = norm1.gradient(constant(scratch), z1, true);
-  if (dx.data) {
-    Convolution<T, S, S> back;
-    back.source = dz1;
-    back.region = c.region;
-    back.out = dx;
-    back.add[0] = grad;
-    gradients(run, gradient_weights<S>(run, backward_filter(first.weight, z1.c, x.c)), back,
-              WeightGradient<T, S>{copy_of<T>(x), dz1, c.region, d1.weight, x.c * 9, 9});
-  } else {
-    weight_gradient(run, WeightGradient<T, S>{copy_of<T>(x), dz1, c.region, d1.weight, x.c * 9, 9});
-  }
+  Convolution<T, S, S> back;
+  back.source = dz1;
+  back.region = c.region;
+  back.out = dx;
+  back.add[0] = grad;
+  gradients(run, backward_filter(first.weight, z1.c, x.c), back,
+            WeightGradient<T, S>{copy_of<T>(x), dz1, c.region, d1.weight, x.c * 9, 9});
 }
 
 #define INSTANTIATE(T, S)                                                                                           \

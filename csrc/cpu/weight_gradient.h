@@ -27,9 +27,10 @@ struct ChannelRanges {
 template <class T, class S> void weight_gradient(const Run<T>& run, const WeightGradient<T, S>& g);
 void amx_weight_gradient(const Run<float>& run, const WeightGradient<float, Bf16>& g);
 
-// Both gradients of a convolution over whole pictures: to its input, as c says, and to its weights. c.source is g.dz.
+// Both gradients of a convolution over whole pictures: to its input, as c says (unless c.out is null), by these weights,
+// see backward_filter, and to the weights. c.source is g.dz.
 template <class T, class S>
-void gradients(const Run<T>& run, const WeightsFor<T, S>& w, const Convolution<T, S, S>& c,
+void gradients(const Run<T>& run, const Filter<T>& weights, const Convolution<T, S, S>& c,
                const WeightGradient<T, S>& g);
 
 // dbias alone.

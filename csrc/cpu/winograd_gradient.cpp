@@ -177,8 +177,10 @@ template <class T, class S> void winograd_weight_gradient(const Run<T>& run, con
 }
 
 template <class T, class S>
-void gradients(const Run<T>& run, const WeightsFor<T, S>& w, const Convolution<T, S, S>& c,
+void gradients(const Run<T>& run, const Filter<T>& weights, const Convolution<T, S, S>& c,
                const WeightGradient<T, S>& g) {
+  if (!c.out.data) return weight_gradient(run, g);
+  const auto w = gradient_weights<S>(run, weights);
   const Weights<T>* const winograd = winograd_weights(w);
   const bool one_range = g.x.a.c <= kRange && g.dz.a.c <= kRange;
   if (winograd && one_range && winograd_suits_gradient(run.kernels, g)) return winograd_gradients(run, *winograd, c, g);
@@ -189,7 +191,7 @@ void gradients(const Run<T>& run, const WeightsFor<T, S>& w, const Convolution<T
 #define INSTANTIATE(T, S)                                                                        \
   template bool winograd_suits_gradient(const Kernels<T>&, const WeightGradient<T, S>&);         \
   template void winograd_weight_gradient(const Run<T>&, const WeightGradient<T, S>&);            \
-  template void gradients(const Run<T>&, const WeightsFor<T, S>&, const Convolution<T, S, S>&,   \
+  template void gradients(const Run<T>&, const Filter<T>&, const Convolution<T, S, S>&,          \
                           const WeightGradient<T, S>&);
 INSTANTIATE(float, float)
 INSTANTIATE(double, double)

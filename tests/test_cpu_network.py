@@ -1,6 +1,7 @@
 """The whole network as the CPU backend runs it, at every level and on every instruction set that can run here."""
 
 import copy
+import dataclasses
 import threading
 
 import pytest
@@ -154,6 +155,29 @@ def test_half_refuses_what_16_bits_cannot_hold(isa):  # noqa: F811
     network = BACKEND.network(folded(model), "half", torch.device("cpu"))
     with pytest.raises(ValueError, match="Layer 4 of 9 gave values beyond 65504.*take precision exact or fast"):
         network(torch.rand(1, 5, 11, 13), (0, 11, 0, 13))
+
+
+@torch.no_grad()
+def test_half_finds_one_number_beyond_its_range(isa):  # noqa: F811
+    """At a corner, within, in the tile that ends outside the picture; of either sign; beside what is not a number."""
+    network = folded(dblr_fast.DBLRNet(width=64, blocks=1, init="identity").eval())
+    weight, bias = (torch.zeros_like(t) for t in network.body[1])
+    bias[37] = -65700  # the block's second convolution ends without a ReLU
+    negative = dataclasses.replace(network, body=(network.body[0], (weight, bias), *network.body[2:]))
+    network, negative = (BACKEND.network(n, "half", torch.device("cpu")) for n in (network, negative))
+    for y, x in ((0, 0), (20, 31), (39, 49)):
+        frames = torch.rand(1, 5, 40, 50)
+        frames[0, 2, y, x] = 32700
+        assert network(frames, (0, 40, 0, 50)).isfinite().all()  # L32 adds L2's to its own: 65400
+        for value, layer in ((32900, 6), (65700, 2)):
+            frames[0, 2, y, x] = value
+            with pytest.raises(ValueError, match=f"Layer {layer} of 9 gave values beyond 65504"):
+                network(frames, (0, 40, 0, 50))
+        frames[0, 2, 10, 10] = torch.nan
+        with pytest.raises(ValueError, match="Layer 2 of 9 gave values beyond 65504"):
+            network(frames, (0, 40, 0, 50))
+    with pytest.raises(ValueError, match="Layer 4 of 9 gave values beyond 65504"):
+        negative(torch.rand(1, 5, 40, 50), (0, 40, 0, 50))
 
 
 @torch.no_grad()

@@ -71,6 +71,9 @@ DBLR_INLINE void narrow(Half* p, typename NativeOf<float>::type v) {
 }
 #endif
 
+// Whether numbers rounded to a type may have become infinite where they were not: from kInfinite on, if that is not 0.
+template <class S> constexpr float kInfinite = 0;
+template <> constexpr float kInfinite<Half> = 65520;
 
 // bf16: the upper half of a float, to nearest even; not-a-number stays one. The instruction takes numbers below the
 // normal ones (1.2e-38) as zero.

@@ -3,9 +3,10 @@ namespace dblr {
 namespace {
 
 // As multiply_tiles(), but long sums too go in one.
-template <int P, int V, bool early>
-void multiply_tiles_bf16(const Bf16* in, Index tile, Index depth, const Bf16* w, float* out, Index out_tile,
+template <Index Known, int P, int V, bool early>
+void multiply_tiles_bf16(const Bf16* in, Index given_depth, const Bf16* w, float* out, Index channels,
                          const Fetch& wanted) {
+  const Index depth = Known ? Known : given_depth, out_tile = Known ? kChannelsKnown : channels;
   constexpr int L = kLanes<float>;
   Fetch soon = wanted;
   Vec<float> sum[P][V];
@@ -17,7 +18,7 @@ void multiply_tiles_bf16(const Bf16* in, Index tile, Index depth, const Bf16* w,
 #pragma GCC unroll 4
   for (Index k = 0; k < depth; k += 2, w += 2 * V * L) {
     if (early) soon.step();
-    multiply_add<float, P, V>(in + k, tile, w, sum);
+    multiply_add<float, P, V>(in + k, depth, w, sum);
   }
 #pragma GCC unroll 16
   for (int p = 0; p < P; p++) {
@@ -26,13 +27,16 @@ void multiply_tiles_bf16(const Bf16* in, Index tile, Index depth, const Bf16* w,
   }
 }
 
-using MultiplyTilesBf16 = void (*)(const Bf16*, Index, Index, const Bf16*, float*, Index, const Fetch&);
-template <int V, bool early, int... P> struct Bf16Table {
-  static constexpr MultiplyTilesBf16 of[] = {nullptr, multiply_tiles_bf16<P, V, early>...};
+using MultiplyTilesBf16 = void (*)(const Bf16*, Index, const Bf16*, float*, Index, const Fetch&);
+template <Index Known, int V, bool early, int... P> struct Bf16Table {
+  static constexpr MultiplyTilesBf16 of[] = {nullptr, multiply_tiles_bf16<Known, P, V, early>...};
 };
-template <int V, bool early> using Bf16By = Bf16Table<V, early, DBLR_SIZES>;
+template <Index Known, bool early> const MultiplyTilesBf16* bf16_by(bool two) {
+  constexpr int kLeast = Known ? 2 : 1;
+  return two ? Bf16Table<Known, 2, early, DBLR_SIZES>::of : Bf16Table<Known, kLeast, early, DBLR_SIZES>::of;
+}
 
-void winograd_product_bf16(const WinogradProduct<float, Bf16>& a) {
+template <Index Known> void winograd_product_bf16_of(const WinogradProduct<float, Bf16>& a) {
   constexpr int L = kLanes<float>, kMost = DBLR_PIXELS;
   const Index groups = (a.tiles + kMost - 1) / kMost, least = a.tiles / groups, rest = a.tiles % groups;
   Fetches fetches = {a.ahead, a.ahead_end, a.depth / 2};
@@ -41,19 +45,25 @@ void winograd_product_bf16(const WinogradProduct<float, Bf16>& a) {
     float* const out = a.out + position * a.out_position;
     for (Index c = 0, b = 0; c < a.channels; c += 2 * L, b++) {
       const bool two = a.channels - c > L;
-      const MultiplyTilesBf16* const fetching = two ? Bf16By<2, true>::of : Bf16By<1, true>::of;
-      const MultiplyTilesBf16* const plain = two ? Bf16By<2, false>::of : Bf16By<1, false>::of;
+      const MultiplyTilesBf16 *const fetching = bf16_by<Known, true>(two), *const plain = bf16_by<Known, false>(two);
       const Bf16* const w = a.weights + position * a.weights_position + b * a.block;
       for (Index g = 0, tile = 0; g < groups; g++) {
         const Index tiles = least + (g < rest);
         float* const to = out + tile * a.channels + c;
         const MultiplyTilesBf16* const by = fetches.left() ? fetching : plain;
         const Fetch soon = fetches.next(w, to);
-        by[tiles](in + tile * a.depth, a.depth, a.depth, w, to, a.channels, soon);
+        by[tiles](in + tile * a.depth, a.depth, w, to, a.channels, soon);
         tile += tiles;
       }
     }
   }
+}
+void winograd_product_bf16(const WinogradProduct<float, Bf16>& a) {
+  const Index known = known_depth(a);
+  const auto as = known == kNarrow ? winograd_product_bf16_of<kNarrow>
+                  : known == kWide ? winograd_product_bf16_of<kWide>
+                                   : winograd_product_bf16_of<0>;
+  as(a);
 }
 
 template <class From, class To> void convert(const Converted<From, To>& a) {

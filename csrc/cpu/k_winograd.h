@@ -30,11 +30,15 @@ template <class T, int M> struct Transform {
   }
   static constexpr double power(double x, int n) { return n == 0 ? 1 : x * power(x, n - 1); }
 
+  // sum + c * x, where c is 1 or -1 without a product: additions have units of their own on many CPUs.
+  static DBLR_INLINE Vec<T> add_times(double c, const Vec<T>& x, const Vec<T>& sum) {
+    return c == 1 ? sum + x : c == -1 ? sum - x : fma(broadcast(static_cast<T>(c)), x, sum);
+  }
   // sum over k of c[k] * d[2 k], c[degree] being 1
   template <int degree> static DBLR_INLINE Vec<T> sum(const Even& c, const Vec<T>* d) {
     Vec<T> s = d[2 * degree];
 #pragma GCC unroll 4
-    for (int k = 0; k < degree; k++) s = fma(broadcast(static_cast<T>(c.at[k])), d[2 * k], s);
+    for (int k = 0; k < degree; k++) s = add_times(c.at[k], d[2 * k], s);
     return s;
   }
 
@@ -48,10 +52,16 @@ template <class T, int M> struct Transform {
   }
   template <int i> static DBLR_INLINE void pair_in(const Vec<T> (&d)[kSize], Vec<T> (&v)[kSize]) {
     constexpr Even others = even(i);
-    constexpr T p = static_cast<T>(Points::kPoint[i]);
+    constexpr double p = Points::kPoint[i];
     const Vec<T> on_even = sum<kPairs - 1>(others, d + 2), on_odd = sum<kPairs - 1>(others, d + 1);
-    v[2 * i + 1] = fma(broadcast(p), on_odd, on_even);
-    v[2 * i + 2] = fma(broadcast(-p), on_odd, on_even);
+    if constexpr (M == 6) {  // powers of two: nothing is rounded by the product
+      const Vec<T> times_p = p == 1 ? on_odd : broadcast(static_cast<T>(p)) * on_odd;
+      v[2 * i + 1] = on_even + times_p;
+      v[2 * i + 2] = on_even - times_p;
+    } else {
+      v[2 * i + 1] = fma(broadcast(static_cast<T>(p)), on_odd, on_even);
+      v[2 * i + 2] = fma(broadcast(static_cast<T>(-p)), on_odd, on_even);
+    }
   }
 
   static DBLR_INLINE void output(const Vec<T> (&m)[kSize], Vec<T> (&y)[M]) {
@@ -180,6 +190,7 @@ void winograd_output_as(const WinogradOutput<T, S>& arguments) {
   constexpr int N = M + 2, L = kLanes<T>;
   const WinogradOutput<T, S> a = arguments;
   const Index position = a.position;
+  Vec<T> most = broadcast(T(0));  // magnitude of what is stored
   for (Index tile = 0; tile < a.tiles; tile++) {
     const Index x0 = tile * M;
     for (Index c = 0; c < a.channels; c += L) {
@@ -243,9 +254,18 @@ void winograd_output_as(const WinogradOutput<T, S>& arguments) {
         }
 #pragma GCC unroll 6
         for (int x = 0; x < M; x++, to += a.out.pixel) {
-          if (stored(x)) keep(to, r[x]);
+          if (!stored(x)) continue;
+          keep(to, r[x]);
+          if (kInfinite<S> > 0) most = larger(most, magnitude(r[x]));
         }
       }
+    }
+  }
+  if (kInfinite<S> > 0) {
+    T lanes[L];
+    store(lanes, most);
+    for (const T lane : lanes) {
+      if (lane >= kInfinite<S>) *a.too_large = true;
     }
   }
 }
@@ -290,12 +310,22 @@ struct Fetches {
   }
 };
 
+// The channels that nearly all of the network's products give at a time, and their depths. Where the compiler knows
+// them it knows how far tiles lie apart: to work out a pointer to each of them anew took 6 % of a call.
+constexpr Index kChannelsKnown = 64, kNarrow = 64, kWide = 256;
+template <class Product> Index known_depth(const Product& a) {
+  return a.channels == kChannelsKnown && (a.depth == kNarrow || a.depth == kWide) ? a.depth : 0;
+}
+
+template <class T> constexpr int kLine = 64 / sizeof(T);  // elements in a cache line
+
 // P tiles x V vectors of output channels in registers; long sums in parts, as in multiply_pixels. `next` weights are
 // fetched meanwhile: they come from the third-level cache, and the hardware foresees only what follows in a page. So is
-// what `soon` says (if `early`), since products leave memory alone for most of a block's time.
-template <class T, int P, int V, bool early>
-void multiply_tiles(const T* in, Index tile, Index depth, const T* w, T* out, Index out_tile, const T* next,
+// what `soon` says (if `early`), since products leave memory alone for most of a block's time. Known: the depth or 0.
+template <class T, Index Known, int P, int V, bool early>
+void multiply_tiles(const T* in, Index given_depth, const T* w, T* out, Index channels, const T* next,
                     const Fetch& wanted) {
+  const Index depth = Known ? Known : given_depth, out_tile = Known ? kChannelsKnown : channels;
   constexpr int L = kLanes<T>;
   Fetch soon = wanted;
   const Index parts = (depth + kPart - 1) / kPart;
@@ -312,12 +342,12 @@ void multiply_tiles(const T* in, Index tile, Index depth, const T* w, T* out, In
     for (; k + kTurn <= end; k += kTurn, w += kTurn * V * L) {
 #pragma GCC unroll 8
       for (Index i = 0; i < kTurn; i++) {
-        __builtin_prefetch(next + (k + i) * V * L);
+        for (int at = 0; at < V * L; at += kLine<T>) __builtin_prefetch(next + (k + i) * V * L + at);
         if (early) soon.step();
-        multiply_add<T, P, V>(in + k + i, tile, w + i * V * L, sum);
+        multiply_add<T, P, V>(in + k + i, depth, w + i * V * L, sum);
       }
     }
-    for (; k < end; k++, w += V * L) multiply_add<T, P, V>(in + k, tile, w, sum);
+    for (; k < end; k++, w += V * L) multiply_add<T, P, V>(in + k, depth, w, sum);
     if (first) {
 #pragma GCC unroll 16
       for (int p = 0; p < P; p++) {
@@ -337,13 +367,17 @@ void multiply_tiles(const T* in, Index tile, Index depth, const T* w, T* out, In
   }
 }
 
-template <class T> using MultiplyTiles = void (*)(const T*, Index, Index, const T*, T*, Index, const T*, const Fetch&);
-template <class T, int V, bool early, int... P> struct TilesTable {
-  static constexpr MultiplyTiles<T> of[] = {nullptr, multiply_tiles<T, P, V, early>...};
+template <class T> using MultiplyTiles = void (*)(const T*, Index, const T*, T*, Index, const T*, const Fetch&);
+template <class T, Index Known, int V, bool early, int... P> struct TilesTable {
+  static constexpr MultiplyTiles<T> of[] = {nullptr, multiply_tiles<T, Known, P, V, early>...};
 };
-template <class T, int V, bool early> using TilesBy = TilesTable<T, V, early, DBLR_SIZES>;
+// By how many tiles; known channels fill two vectors.
+template <class T, Index Known, bool early> const MultiplyTiles<T>* tiles_by(bool two) {
+  constexpr int kLeast = Known ? 2 : 1;
+  return two ? TilesTable<T, Known, 2, early, DBLR_SIZES>::of : TilesTable<T, Known, kLeast, early, DBLR_SIZES>::of;
+}
 
-template <class T> void winograd_product(const WinogradProduct<T, T>& a) {
+template <class T, Index Known> void winograd_product_of(const WinogradProduct<T, T>& a) {
   constexpr int L = kLanes<T>;
   const Index groups = (a.tiles + DBLR_PIXELS - 1) / DBLR_PIXELS, least = a.tiles / groups, rest = a.tiles % groups;
   Fetches fetches = {a.ahead, a.ahead_end, a.depth};
@@ -352,8 +386,8 @@ template <class T> void winograd_product(const WinogradProduct<T, T>& a) {
     T* const out = a.out + position * a.out_position;
     for (Index c = 0, b = 0; c < a.channels; c += 2 * L, b++) {
       const bool two = a.channels - c > L;
-      const MultiplyTiles<T>* const fetching = two ? TilesBy<T, 2, true>::of : TilesBy<T, 1, true>::of;
-      const MultiplyTiles<T>* const plain = two ? TilesBy<T, 2, false>::of : TilesBy<T, 1, false>::of;
+      const MultiplyTiles<T>* const fetching = tiles_by<T, Known, true>(two);
+      const MultiplyTiles<T>* const plain = tiles_by<T, Known, false>(two);
       const T* const w = a.weights + position * a.weights_position + b * a.block;
       const bool last = c + 2 * L >= a.channels;
       const T* const next = last ? a.weights + (position + 1) * a.weights_position : w + a.block;
@@ -363,12 +397,20 @@ template <class T> void winograd_product(const WinogradProduct<T, T>& a) {
         T* const to = out + tile * a.channels + c;
         const MultiplyTiles<T>* const by = fetches.left() ? fetching : plain;
         const Fetch soon = fetches.next(w, to);
-        by[tiles](in + tile * a.depth, a.depth, a.depth, w, to, a.channels, ahead ? next : w, soon);
+        by[tiles](in + tile * a.depth, a.depth, w, to, a.channels, ahead ? next : w, soon);
         tile += tiles;
       }
     }
   }
 }
+void winograd_product(const WinogradProduct<float, float>& a) {
+  const Index known = known_depth(a);
+  const auto as = known == kNarrow ? winograd_product_of<float, kNarrow>
+                  : known == kWide ? winograd_product_of<float, kWide>
+                                   : winograd_product_of<float, 0>;
+  as(a);
+}
+void winograd_product(const WinogradProduct<double, double>& a) { winograd_product_of<double, 0>(a); }
 
 }  // namespace
 }  // namespace dblr

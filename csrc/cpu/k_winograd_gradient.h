@@ -45,10 +45,13 @@ template <class T, class V, class S, int M, class Keep> void winograd_dz(const W
 template <class S> constexpr Index kTilesAtATime = sizeof(S) == sizeof(Bf16) ? 2 : 1;
 
 // P input channels x V vectors of output channels in registers over the tiles of a block; S: the type of the factors.
-template <class T, class S, int P, int V>
-void add_outer_products(const S* in, Index in_step, const S* dz, Index dz_step, Index steps, T* out, Index out_row,
+// Known: how many channels there are of both, or 0.
+template <class T, class S, Index Known, int P, int V>
+void add_outer_products(const S* in, Index in_channels, const S* dz, Index out_channels, Index steps, T* out,
                         bool first, const Fetch& wanted) {
   constexpr int L = kLanes<T>;
+  const Index out_row = Known ? Known : out_channels;
+  const Index in_step = kTilesAtATime<S> * (Known ? Known : in_channels), dz_step = kTilesAtATime<S> * out_row;
   Fetch soon = wanted;
   Vec<T> sum[P][V];
 #pragma GCC unroll 16
@@ -72,14 +75,15 @@ void add_outer_products(const S* in, Index in_step, const S* dz, Index dz_step, 
 }
 
 template <class T, class S>
-using OuterProducts = void (*)(const S*, Index, const S*, Index, Index, T*, Index, bool, const Fetch&);
-template <class T, class S, int V, int... P> struct OuterTable {
-  static constexpr OuterProducts<T, S> of[] = {nullptr, add_outer_products<T, S, P, V>...};
+using OuterProducts = void (*)(const S*, Index, const S*, Index, Index, T*, bool, const Fetch&);
+template <class T, class S, Index Known, int V, int... P> struct OuterTable {
+  static constexpr OuterProducts<T, S> of[] = {nullptr, add_outer_products<T, S, Known, P, V>...};
 };
-template <class T, class S, int V> using OuterBy = OuterTable<T, S, V, DBLR_SIZES>;
+template <class T, class S, Index Known, int V> using OuterBy = OuterTable<T, S, Known, V, DBLR_SIZES>;
 
 template <class T, class S> void winograd_gradient(const WinogradGradient<T, S>& a) {
   constexpr Index L = kLanes<T>, K = kTilesAtATime<S>;
+  const bool known = a.in_channels == kChannelsKnown && a.out_channels == kChannelsKnown;
   const Index groups = (a.in_channels + DBLR_PIXELS - 1) / DBLR_PIXELS;
   const Index least = a.in_channels / groups, rest = a.in_channels % groups;
   const Index steps = (a.tiles + K - 1) / K;
@@ -89,13 +93,14 @@ template <class T, class S> void winograd_gradient(const WinogradGradient<T, S>&
     const S* const dz = a.dz + position * a.dz_position;
     T* const out = a.out + position * a.in_channels * a.out_channels;
     for (Index c = 0; c < a.out_channels; c += 2 * L) {
-      const OuterProducts<T, S>* by = a.out_channels - c > L ? OuterBy<T, S, 2>::of : OuterBy<T, S, 1>::of;
+      const OuterProducts<T, S>* const by = known                    ? OuterBy<T, S, kChannelsKnown, 2>::of
+                                            : a.out_channels - c > L ? OuterBy<T, S, 0, 2>::of
+                                                                     : OuterBy<T, S, 0, 1>::of;
       for (Index g = 0, i = 0; g < groups; g++) {
         const Index channels = least + (g < rest);
         T* const to = out + i * a.out_channels + c;
         const Fetch soon = fetches.next(dz + K * c, to);
-        by[channels](in + K * i, K * a.in_channels, dz + K * c, K * a.out_channels, steps, to, a.out_channels, a.first,
-                     soon);
+        by[channels](in + K * i, a.in_channels, dz + K * c, a.out_channels, steps, to, a.first, soon);
         i += channels;
       }
     }

@@ -122,6 +122,7 @@ template <class T, class S> struct WinogradOutput {
   Rows<S> out;  // each from the block's first pixel on, be it stored or not
   Rows<const S> add[2];
   Pixels<const S> mask;
+  bool* too_large;  // set where a value does not fit into S; Half alone
 };
 
 // Weight gradient: out[position][ic][oc] += sum over tiles of in[position][tile][ic] * dz[position][tile][oc]; where

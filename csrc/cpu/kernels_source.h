@@ -25,7 +25,7 @@ template <class T> constexpr Winograd<T, Half> winograd6_half() {
 
 template <class T> constexpr Kernels<T> kernels() {
   return {kLanes<T>, DBLR_PIXELS, DBLR_GROUP, map_kernels<T, T>(), multiply<T>, gradient<T>,
-          winograd<T, T, 4>(), winograd<T, T, 6>(), winograd6_half<T>(), winograd_product<T>,
+          winograd<T, T, 4>(), winograd<T, T, 6>(), winograd6_half<T>(), winograd_product,
           winograd_dz<T, T, T, 4, Singly<T, T>>, winograd_gradient<T, T>, winograd_taps<T, 4>};
 }
 

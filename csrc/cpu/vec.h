@@ -44,6 +44,9 @@ template <class V> DBLR_INLINE V rectify(V v) { return V{} > v ? V{} : v; }
 // The larger of two, and not a number where v is none.
 template <class V> DBLR_INLINE V larger(V v, V least) { return least > v ? least : v; }
 
+// Without the sign; what is not a number stays none.
+template <class V> DBLR_INLINE V magnitude(V v) { return V{} > v ? V{} - v : v; }
+
 #if DBLR_BYTES == DBLR_NATIVE
 
 template <class T> struct VecOf { typedef typename NativeOf<T>::type type; };
@@ -72,6 +75,7 @@ template <class T> DBLR_INLINE Wide<T> fma(Wide<T> a, Wide<T> b, Wide<T> c) {
 }
 template <class T> DBLR_INLINE Wide<T> gate(Wide<T> mask, Wide<T> v) { DBLR_PARTS(gate(mask.part[i], v.part[i])); }
 template <class T> DBLR_INLINE Wide<T> rectify(Wide<T> v) { DBLR_PARTS(rectify(v.part[i])); }
+template <class T> DBLR_INLINE Wide<T> magnitude(Wide<T> v) { DBLR_PARTS(magnitude(v.part[i])); }
 template <class T> DBLR_INLINE Wide<T> larger(Wide<T> v, Wide<T> least) {
   DBLR_PARTS(larger(v.part[i], least.part[i]));
 }

@@ -87,12 +87,6 @@ void read_row(const Run<T>&, const Source<T, Half>& s, Index n, Index y, Index x
   for (Index x = 0; x < cols; x++, from += m.sw, to += c1 - c0) std::memcpy(to, from, (c1 - c0) * sizeof(Half));
 }
 
-bool infinite(const Half* p, Index count) {
-  unsigned found = 0;
-  for (Index i = 0; i < count; i++) found |= (p[i].bits & 0x7fff) == 0x7c00;
-  return found != 0;
-}
-
 }  // namespace
 
 KernelTransform kernel_transform(int tile) {
@@ -317,6 +311,7 @@ void BlockConvolution<V, T, In, Out>::compute(Index task, char* memory, const st
   const WinogradTiling::Block b = tiling_.block(task);
   blocks_.load(c_.source, b, readable_, scratch);
   const Tile t = tiling_.part(b, c_.region);
+  bool too_large = false;
   thread_local std::vector<Ahead> ahead;
   for (Index group = 0; group < blocks_.groups(); group++) {
     const Index channel = blocks_.first_channel(group);
@@ -332,12 +327,11 @@ void BlockConvolution<V, T, In, Out>::compute(Index task, char* memory, const st
     for (int i = 0; i < 2; i++) o.add[i] = rows_from(c_.add[i], b, weights_.tile, channel);
     o.mask = pixels(c_.mask, b.n, b.y, b.x);
     if (o.mask.data) o.mask.data += channel;
+    o.too_large = &too_large;
     blocks_.store(o);
   }
   if constexpr (std::is_same<Out, Half>::value) {
-    for (Index row = t.y; row < t.y + t.rows; row++) {
-      if (infinite(pixels(c_.out, t.n, row, t.x).data, t.cols * weights_.out)) c_.overflow->store(true);
-    }
+    if (too_large) c_.overflow->store(true);
   } else {
     const Map<const Out> out = constant(c_.out);
     if (c_.moments) tile_moments(maps_of<Out>(run_), out, t, reinterpret_cast<T*>(memory), *c_.moments, task);

@@ -133,7 +133,7 @@ def test_fast_errs_little_more(isa):  # noqa: F811
 
 @torch.no_grad()
 def test_half_keeps_maps_in_16_bits(isa):  # noqa: F811
-    """Every layer adds a rounding to 11 bits, which the next may double; maps take half the memory of fast's."""
+    """Every layer adds a rounding to 11 bits, which the next may double; all maps but L33's take half of fast's."""
     model = network_of(2)
     half, fast = (BACKEND.network(folded(model), level, torch.device("cpu")) for level in ("half", "fast"))
     x = torch.rand(1, 5, 37, 53)
@@ -141,7 +141,7 @@ def test_half_keeps_maps_in_16_bits(isa):  # noqa: F811
     limit = 2 * (2 * 2 + 7) ** 0.5 * 2 ** -11 * exact.norm()
     assert (y - exact).norm() < limit
     maps = [network._network.workspace_bytes(100, 200, (0, 100, 0, 200)) for network in (half, fast)]
-    assert maps[0] < 0.65 * maps[1]  # the stem's inner map stays as it is
+    assert maps[0] < 0.85 * maps[1]  # the stem's inner map stays as it is too
     part = half(x, (9, 30, 20, 41))
     assert (part - exact[:, :, 9:30, 20:41]).norm() < limit
     x[0, 2, 20, 20] = torch.nan

@@ -72,7 +72,9 @@ Network::Network(int threads, const Shape& shape, const ConvPair<float>& stem, c
   tail_.emplace_back(run, tap_filter(w3, shape.tail));
 }
 
+// S: the type of the maps. Of Half, L33's is float: it is read once, and its rounding would be 2 % of the output's error.
 template <class S> struct Network::Maps {
+  using Wide = std::conditional_t<std::is_same<S, Half>::value, float, S>;
   Maps(const Network& net, const Strips& strips, Index h, Index w, const Rect& valid, float* memory)
       : memory_(reinterpret_cast<char*>(memory)) {
     const Index layers = net.layers(), body = layers - 5, rows = strips.rows(), parts = net.split() ? 2 : 1;
@@ -88,11 +90,12 @@ template <class S> struct Network::Maps {
     // The same for readers that are at most two layers on. They read a strip while the layers take their turns with
     // it, so it lies at `place` until another layer's strip does; of skewed strips the last two rows are read in the
     // next turn too, and lie apart.
-    const auto soon = [&](S* place, Index channels, Index layer, Index later) {
-      if (!net.skewed_) return map(S(), channels, layer, later);
+    const auto soon = [&](auto* place, Index channels, Index layer, Index later) {
+      using M = std::remove_pointer_t<decltype(place)>;
+      if (!net.skewed_) return map(M(), channels, layer, later);
       const Rect part = grow(valid, layers - layer, h, w);
-      Map<S> m = ring_map(place, channels, part, h, w, rows, strips.shift(layer - 1));
-      if (strips.skewed()) m.kept = take<S>(4 * part.w() * channels) - place;
+      Map<M> m = ring_map(place, channels, part, h, w, rows, strips.shift(layer - 1));
+      if (strips.skewed()) m.kept = take<M>(4 * part.w() * channels) - place;
       return m;
     };
     const auto turn = [&](Index channels, Index layer) {
@@ -102,19 +105,21 @@ template <class S> struct Network::Maps {
     l2 = map(S(), width, 2, std::max<Index>(body, 1));
     // The body's maps take turns in three places. L33's takes that of two, but not its input's, the body's last.
     const Index size = turn(width, 3);
-    S *const last = take<S>(size), *const others = take<S>(std::max(2 * size, turn(tail, layers - 2)));
+    const Index wide = turn(tail, layers - 2) * Index(sizeof(Wide) / sizeof(S));
+    S *const last = take<S>(size), *const others = take<S>(std::max(2 * size, wide));
     S* const places[3] = {last, others, others + size};
     for (Index i = 0; i < body; i++) {
       between.push_back(soon(places[(body - 1 - i) % 3], width, 3 + i, i % 2 ? 2 : 1));
     }
-    h1 = soon(others, tail, layers - 2, 1);
+    h1 = soon(reinterpret_cast<Wide*>(others), tail, layers - 2, 1);
     const Rect part = grow(valid, 1, h, w);
     taps = {nullptr, 1, 9, h, w, 0, 0, part.w(), 1, strips.ring(1), strips.shift(layers - 2)};
     taps.sc = taps.ring * taps.sh;
     taps.data = take<float>(9 * taps.sc) - part.x0;
   }
   Map<float> middle, taps;
-  Map<S> l2, h1;
+  Map<S> l2;
+  Map<Wide> h1;
   std::vector<Map<S>> between;  // what each layer of the body gives
   std::size_t used = 0;
 
@@ -213,7 +218,7 @@ void Network::run_with(int threads, Map<const float> x, const Rect& valid, float
       const std::size_t end = amx_.size();
       if (end) return amx_tail(threads, constant(maps.h1), amx_[end - 2], amx_[end - 1], strip, {}, maps.taps);
     }
-    tail_products<float, S>(run, constant(maps.h1), tail(), strip, {}, maps.taps);
+    tail_products<float, typename Maps<S>::Wide>(run, constant(maps.h1), tail(), strip, {}, maps.taps);
   });
   strips.add(valid, [&](const Rect& strip) { add_taps<float>(run, constant(maps.taps), b3_, strip, y); });
   strips.run();

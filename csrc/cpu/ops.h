@@ -68,7 +68,6 @@ template <class T, class S = T>
 void reconstruct(const Run<T>& run, Map<const S> x, const Tail<T, WeightsFor<T, S>>& tail, const Rect& region, Map<T> taps, Map<T> y,
                  Map<S> h1, Map<S> h2);
 // Its parts: L34 over `region`, from h1 to the products of its output with the nine taps; and their sum.
-// Maps in Half: where L34's weights are Winograd's with tiles of 6, and h2 is not kept.
 template <class T, class S>
 void tail_products(const Run<T>& run, Map<const S> h1, const Tail<T>& tail, const Rect& region, Map<S> h2,
                    Map<T> taps);

@@ -167,9 +167,7 @@ template <class T> std::size_t tail_scratch(const Run<T>& run, const Tail<T>& ta
 template <class T, class S>
 void tail_products(const Run<T>& run, Map<const S> h1, const Tail<T>& tail, const Rect& region, Map<S> h2,
                    Map<T> taps) {
-  if constexpr (!std::is_same<S, Half>::value) {
-    if (!tail.second->tile) return products_directly(run, h1, tail, region, h2, taps);
-  }
+  if (!tail.second->tile) return products_directly(run, h1, tail, region, h2, taps);
   if constexpr (std::is_same<S, Bf16>::value) {
     if (tail.second->bf16) return products_by_winograd<T, S, Bf16>(run, h1, tail, region, h2, taps);
   }
@@ -262,8 +260,6 @@ void reconstruct_backward(int threads, Map<const S> grad, Map<const S> x, Map<co
   template void add_taps(const Run<T>&, Map<const T>, T, const Rect&, Map<T>);
 INSTANTIATE(float)
 INSTANTIATE(double)
-template void tail_products(const Run<float>&, Map<const Half>, const Tail<float>&, const Rect&, Map<Half>,
-                            Map<float>);
 #define INSTANTIATE_MAPS(T, S)                                                                                      \
   template void tail_products(const Run<T>&, Map<const S>, const Tail<T>&, const Rect&, Map<S>, Map<T>);            \
   template void reconstruct(const Run<T>&, Map<const S>, const Tail<T, WeightsFor<T, S>>&, const Rect&, Map<T>,     \

@@ -378,6 +378,7 @@ INSTANTIATE(float)
 INSTANTIATE(double)
 template void winograd_convolve(const Run<float>&, const Weights<float>&, const Convolution<float, float, Half>&);
 template void winograd_convolve(const Run<float>&, const Weights<float>&, const Convolution<float, Half, Half>&);
+template void winograd_convolve(const Run<float>&, const Weights<float>&, const Convolution<float, Half, float>&);
 template void winograd_convolve(const Run<float>&, const Weights<float>&, const Convolution<float, float, Bf16>&);
 template void winograd_convolve(const Run<float>&, const Weights<float>&, const Convolution<float, Bf16, Bf16>&);
 template struct TileLoader<float, Bf16, Bf16>;
@@ -395,7 +396,6 @@ INSTANTIATE_CONVOLUTION(Bf16, float, Bf16)
   template void WinogradBlocks<T, In, V>::store(const WinogradOutput<T, T>&) const;
 INSTANTIATE_BLOCKS(float, float, float)
 INSTANTIATE_BLOCKS(double, double, double)
-INSTANTIATE_BLOCKS(float, Half, float)
 INSTANTIATE_BLOCKS(float, Bf16, float)
 INSTANTIATE_BLOCKS(float, Bf16, Bf16)
 

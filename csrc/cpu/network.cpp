@@ -13,10 +13,11 @@ namespace {
 // A strip is of as many rows of tiles as fill so much of the third-level cache with what a layer gives of it (half so
 // much in 16 bits): three such maps are in use at a time. The more rows, the less often all weights, 30 MB of them for
 // F(4x4) and 52 for F(6x6), come from memory; in bf16 and by AMX, whose layers take half and a quarter of the time, the
-// less often all threads wait for the last one. A whole picture of up to kWholeBytes is one strip, and not skewed.
+// less often all threads wait for the last one. With half as many rows fast takes 9 % longer, half 1 %. A whole picture
+// of up to kWholeBytes is one strip, and not skewed.
 constexpr Index kWholeBytes = 4 << 20;
-constexpr Index strip_bytes(int tile, bool bf16, bool amx) {
-  return amx ? 8 << 20 : bf16 || tile == 6 ? 4 << 20 : 2 << 20;
+constexpr Index strip_bytes(Network::Level level, bool amx) {
+  return amx ? 8 << 20 : level == Network::Level::bf16 || level == Network::Level::fast ? 4 << 20 : 2 << 20;
 }
 // By AMX there are no tiles, but rows go in pairs, and a strip must have more than the two that outlive it.
 constexpr int kAmxRows = 4;
@@ -139,7 +140,7 @@ Strips Network::strips_of(Index h, Index w, const Rect& valid) const {
   const Rect part = grow(valid, layers() - 2, h, w);  // what the body's input covers
   const Index row = std::max<Index>(part.w() * shape_.width * static_cast<Index>(sizeof(float)), 1);
   if (part.y1 * row <= kWholeBytes) return Strips((part.y1 + tile_ - 1) / tile_ * tile_);
-  const Index bytes = strip_bytes(tile_, level_ == Level::bf16, !amx_.empty());
+  const Index bytes = strip_bytes(level_, !amx_.empty());
   return Strips(std::max<Index>(bytes / (row * tile_), 1) * tile_, true);
 }
 

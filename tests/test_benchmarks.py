@@ -181,6 +181,18 @@ def test_train_step(tmp_path):
         assert row["ratio_step"] > 0 and (row["candidate"] != "eager torch" or row["ratio_step"] == 1), row
 
 
+def test_scaling(tmp_path):
+    run("scaling.py", "--sizes", "2x16x12", "--blocks", 1, "--repeats", 2, "--threads", 2,
+        "--json", tmp_path / "s.json")
+    rows = rows_of(tmp_path / "s.json")
+    wanted = {"products", "copy", "training step"} | ({"engine"} if dblr_fast.backends()["cpu"] is None else set())
+    assert {row["candidate"] for row in rows} == wanted
+    for row in rows:
+        assert row["threads"] == 2 and row["one_s"] > 0 and row["several_s"] > 0, row
+        low, high = row["gain_quartiles"]
+        assert low <= row["gain"] <= high, row
+
+
 def test_training_steps_start_from_the_same_network(common):
     import steps
 

@@ -12,6 +12,7 @@
 #include "k_multiply.h"
 #include "k_pairs.h"
 #include "k_winograd.h"
+#include "k_winograd_product.h"
 #include "k_winograd_gradient.h"
 
 #include "k_bf16.h"

@@ -10,6 +10,7 @@
 #include "k_maps.h"
 #include "k_multiply.h"
 #include "k_winograd.h"
+#include "k_winograd_product.h"
 #include "k_winograd_gradient.h"
 
 namespace dblr {

@@ -136,6 +136,7 @@ CHANGES = {
     "through .data": lambda m: m.conv34.weight.data.mul_(1.5),
     "replaced": lambda m: setattr(m.conv34, "weight", torch.nn.Parameter(m.conv34.weight * 2)),
     "running statistic": lambda m: m.conv31.bn.running_var.mul_(3),
+    "another module": lambda m: setattr(m.blocks[0].first, "conv", torch.nn.Conv2d(8, 8, 3, padding=1)),
     "state dict": lambda m: m.load_state_dict({k: v * 0.9 for k, v in m.state_dict().items()}),
     "optimizer step": lambda m: step(m),
 }
@@ -164,6 +165,17 @@ def test_changed_weights_are_seen(backend, change):
         wanted = specification.eval()(x)
     assert not torch.equal(before, after)
     torch.testing.assert_close(after, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_changed_inference_tensors_are_seen(backend):
+    """Torch counts no versions of what was made in inference mode."""
+    with torch.inference_mode():
+        model = dblr_fast.DBLRNet(**SMALL).eval()
+        assert model.conv34.weight.is_inference()
+        engine, x = Engine(model, backend=backend), torch.rand(1, 5, 9, 12)
+        before = engine(x)
+        model.conv34.weight.mul_(1.5)
+        assert not torch.equal(before, engine(x))
 
 
 def test_reused_buffers_do_not_leak_between_pictures(backend):

@@ -253,7 +253,7 @@ class CpuBackend:
 
     def fingerprint(self, tensors) -> int:
         """64-bit hash of the values of tensors on the CPU; about a millisecond for a whole DBLRNet."""
-        tensors = [t.detach().contiguous() for t in tensors]
+        tensors = [t if t.is_contiguous() else t.detach().contiguous() for t in tensors]
         return self._cpu.fingerprint([(t.data_ptr(), t.numel() * t.element_size()) for t in tensors])
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import levels
 from .backends import FoldedNetwork, requested, select
+from .held import tensors_of
 from .tiles import halo_of, plan
 
 # Workspace that a run may take unless the caller says otherwise; bounds memory for any picture size.
@@ -118,9 +119,7 @@ class Engine:
 
     def _fingerprint(self):
         """What identifies the weights' values; None when nothing can, so that they are read each time."""
-        # As parameters() and buffers() give them, in a third of the time; a GPU waits for this before each picture.
-        tensors = [t for module in self.model.modules()
-                   for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
+        tensors = tensors_of(self.model)
         fingerprint = getattr(self._backend, "fingerprint", None)
         if fingerprint is not None:  # the values themselves: sees changes through .data and numpy too
             return fingerprint(tensors)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import ops
+from .held import parameters_of
 
 VARIANTS = ("3d", "multi", "single")
 
@@ -169,5 +170,5 @@ class DBLRNet(nn.Module):
             return False
         if x.dtype != torch.float32 or self.conv1.weight.device != x.device:
             return False
-        return (all(p.dtype == torch.float32 and type(p) is nn.Parameter for p in self.parameters())
+        return (all(p.dtype == torch.float32 and type(p) is nn.Parameter for p in parameters_of(self))
                 and all(half.fusable() and not half.bn.training for half in self.body()))

@@ -28,6 +28,11 @@ template <class T, int M> struct Transform {
     }
     return e;
   }
+  static constexpr bool power_of_two(double x) {
+    while (x < 1) x *= 2;
+    while (x > 1) x /= 2;
+    return x == 1;
+  }
   static constexpr double power(double x, int n) { return n == 0 ? 1 : x * power(x, n - 1); }
 
   // sum + c * x, where c is 1 or -1 without a product: additions have units of their own on many CPUs.
@@ -54,7 +59,7 @@ template <class T, int M> struct Transform {
     constexpr Even others = even(i);
     constexpr double p = Points::kPoint[i];
     const Vec<T> on_even = sum<kPairs - 1>(others, d + 2), on_odd = sum<kPairs - 1>(others, d + 1);
-    if constexpr (M == 6) {  // powers of two: nothing is rounded by the product
+    if constexpr (power_of_two(p)) {  // the product rounds nothing
       const Vec<T> times_p = p == 1 ? on_odd : broadcast(static_cast<T>(p)) * on_odd;
       v[2 * i + 1] = on_even + times_p;
       v[2 * i + 2] = on_even - times_p;

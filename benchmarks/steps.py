@@ -27,8 +27,7 @@ class Step:
 
     def __init__(self, model, device, autocast=None):
         self.model, self.device, self.autocast = model.to(device), device, autocast
-        form = {"fused": True, "capturable": True} if device.type == "cuda" else {"foreach": True}
-        self.optimiser = torch.optim.Adam(model.parameters(), lr=1e-4, **form)
+        self.optimiser = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True, capturable=device.type == "cuda")
 
     def restored(self, frames):
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):

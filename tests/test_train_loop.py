@@ -63,7 +63,7 @@ def test_alpha_0_is_dblrnet_exactly(footage, tmp_path):  # noqa: F811
     torch.manual_seed(config.seed)
     model = dblr_fast.DBLRNet(frames=3, width=8, blocks=1, init="identity").train()
     model.to(memory_format=torch.channels_last)
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, foreach=True)
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     samples = footage.training_set(config.data, 3, config.seed)
     for step in range(3):
         pair = [samples[2 * step + i] for i in range(2)]

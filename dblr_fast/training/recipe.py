@@ -203,5 +203,5 @@ def optimisers(model, lr, lr_kernels):
             groups["stem" if name == "conv1.weight" else "slow"].append(p)
     rates = {"fast": lr, "stem": lr, "slow": 0.1 * lr}
     adam = torch.optim.Adam([{"params": groups[k], "rate": rates[k]} for k in groups], lr=lr,
-                            betas=(0.9, 0.99), foreach=True)
+                            betas=(0.9, 0.99), fused=True)
     return [adam, Muon([{"params": kernels, "rate": lr_kernels}], lr=lr_kernels)]

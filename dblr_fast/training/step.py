@@ -34,7 +34,7 @@ class Learner:
 
     def __init__(self, network: nn.Module, lr: float, config: TrainConfig, ranks: Ranks):
         self.network, self.config, self.device = network, config, ranks.device
-        self.optimiser = optimiser(config.optimiser, network.parameters(), lr, ranks.device)
+        self.optimiser = optimiser(config.optimiser, network.parameters(), lr)
         self.schedule = Schedule(config.schedule, lr, config.steps)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.precision.autocast == "fp16")
         self.run = network

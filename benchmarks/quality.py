@@ -55,7 +55,7 @@ def real_blur(restore, path, pictures):
 
 
 def levels(model, path):
-    """{level: how often a byte of a restored picture, 640x360 of a video, is another than that of exact, and by how much}"""
+    """{level: how often a byte of a restored picture is another than that of exact, and by how much}"""
     window = load_luma_clip(path, stop=5)
     y, x = (max(n - side, 0) // 2 for n, side in zip(window.shape[1:], (360, 640)))
     window = torch.from_numpy(np.ascontiguousarray(window[None, :, y:y + 360, x:x + 640])).float()

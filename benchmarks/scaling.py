@@ -10,8 +10,8 @@ rounds: "products", as many threads as there are, each with matrices of its own 
 
 import argparse
 import statistics
-import threading
-import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import environment
 
@@ -45,27 +45,6 @@ def parse():
     return arguments
 
 
-def at_once(threads, prepare, count):
-    """Seconds that as many Python threads take to make `count` calls each of their own prepare()."""
-    ready = threading.Barrier(threads + 1)
-
-    def work():
-        run = prepare()
-        ready.wait()
-        for _ in range(count):
-            run()
-
-    torch.set_num_threads(1)  # within each of them
-    workers = [threading.Thread(target=work) for _ in range(threads)]
-    for worker in workers:
-        worker.start()
-    ready.wait()
-    start = time.perf_counter()
-    for worker in workers:
-        worker.join()
-    return time.perf_counter() - start
-
-
 def product():
     a, b = torch.rand(2, 256, 256).sub_(0.5)
     return lambda out=a @ b: torch.mm(a, b, out=out)
@@ -81,44 +60,55 @@ ALONE = {"products": (product, 600), "copy": (copy, 8)}
 
 
 def measured(size, arguments):
-    """{(name, precision): function of a number of threads that gives seconds}"""
+    """{(name, precision): function that takes torch's threads}"""
     batch, height, width = shape(size)
     model, frames = common.random_network(blocks=arguments.blocks), torch.rand(batch, FRAMES, height, width)
     found = {}
     for candidate in candidates.chosen(arguments.precision, ["cpu"], [], CPU):
         if candidate.kind == "engine":
-            engine = candidate.build(model, frames)
-            found["engine", candidate.precision] = lambda _, run=engine: common.timed(lambda: run(frames), CPU)
+            found["engine", candidate.precision] = partial(candidate.build(model, frames), frames)
     for autocast in arguments.autocast if size.count("x") == 2 else []:
         try:
             step = steps.step(steps.OURS, autocast, arguments.blocks, CPU)
         except steps.Missing as reason:
             print(f"training step, {PRECISIONS[autocast]} is left out: {reason}")
             continue
-        example = batch_of(size, CPU)
-        found["training step", PRECISIONS[autocast]] = (
-            lambda _, step=step, example=example: step(*example)["step"])
-    for name, (prepare, count) in ALONE.items():
-        # So much work for each thread is, on t threads, t times as much in all.
-        found[name, "float32"] = lambda threads, f=prepare, n=count: at_once(threads, f, n) / threads
+        found["training step", PRECISIONS[autocast]] = partial(step, *batch_of(size, CPU))
     return found
+
+
+def on(threads, run):
+    """run() with so many of torch's threads."""
+    def call():
+        torch.set_num_threads(threads)
+        run()
+    return call
+
+
+def at_once(threads, prepare, count):
+    """`count` calls of prepare()'s by each of so many Python threads, each its own."""
+    prepared = [prepare() for _ in range(threads)]
+
+    def call():
+        # OpenMP's number of threads is each thread's own: without this every one of them would take all.
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            list(pool.map(lambda run: [run() for _ in range(count)], prepared))
+    return call
 
 
 def measure(size, arguments):
     """Rows of one size, printed as they come."""
-    found = measured(size, arguments)
-    times = {key: {1: [], arguments.threads: []} for key in found}
-    for round_ in range(arguments.repeats + 1):
-        for key, run in found.items():
-            for threads, seconds in times[key].items():
-                torch.set_num_threads(threads)
-                time.sleep(common.PAUSE)
-                taken = run(threads)
-                if round_:  # the first is warm-up
-                    seconds.append(taken)
+    runs, counts = {}, (1, arguments.threads)
+    for key, run in measured(size, arguments).items():
+        runs |= {(*key, threads): on(threads, run) for threads in counts}
+    for name, alone in ALONE.items():
+        runs |= {(name, "float32", threads): at_once(threads, *alone) for threads in counts}
+    times = common.interleaved(runs, arguments.repeats, CPU)
     rows = []
-    for (name, precision), by_threads in times.items():
-        one, several = by_threads.values()
+    for name, precision in dict.fromkeys(key[:2] for key in times):
+        one, several = (times[name, precision, threads] for threads in counts)
+        if name in ALONE:  # so much work for each thread is in all so many times as much
+            several = [seconds / arguments.threads for seconds in several]
         low, gain, high = statistics.quantiles([a / b for a, b in zip(one, several)])
         rows.append(dict(size=size, candidate=name, precision=precision, threads=arguments.threads,
                          one_s=statistics.median(one), several_s=statistics.median(several), gain=gain,

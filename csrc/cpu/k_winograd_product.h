@@ -38,15 +38,35 @@ template <class Product> Index known_depth(const Product& a) {
 }
 
 template <class T> constexpr int kLine = 64 / sizeof(T);  // elements in a cache line
+constexpr Index kFirstCache = 32 << 10;
+
+// The weights that come next, some of which a step fetches: they come from the third-level cache, and the hardware
+// foresees only what follows in a page.
+template <class T> struct Next {
+  const T* at;
+  Index step, second;  // from step to step, and to the second of a step's lines where weights fill two
+};
+// What is fetched of `block`, as wide, beside the products of a group of tiles with `now`: all beside the last group, or
+// halves beside the last two, for a core waits for some two dozen lines at a time, and more hold it up.
+template <class T>
+Next<T> next_beside(Index group, Index groups, const T* now, const T* block, Index depth, Index width) {
+  const bool halves = width > kLine<T> && groups > 1;
+  if (group < groups - (halves ? 2 : 1)) return {now, 0, 0};
+  if (!halves) return {block, width, kLine<T>};
+  return {block + (group == groups - 1 ? depth * kLine<T> : 0), kLine<T>, 0};
+}
 
 // P tiles x V vectors of output channels in registers; long sums in parts, as in multiply_pixels. `next` weights are
-// fetched meanwhile: they come from the third-level cache, and the hardware foresees only what follows in a page. So is
-// what `soon` says (if `early`), since products leave memory alone for most of a block's time. Known: the depth or 0.
+// fetched meanwhile, into the second-level cache where two blocks would fill the first, and what `soon` says (if
+// `early`), since products leave memory alone for most of a block's time. Known: the depth or 0.
 template <class T, Index Known, int P, int V, bool early>
-void multiply_tiles(const T* in, Index given_depth, const T* w, T* out, Index channels, const T* next,
+void multiply_tiles(const T* in, Index given_depth, const T* w, T* out, Index channels, const Next<T>& following,
                     const Fetch& wanted) {
   const Index depth = Known ? Known : given_depth, out_tile = Known ? kChannelsKnown : channels;
   constexpr int L = kLanes<T>;
+  constexpr int kLevel = Known * V * L * sizeof(T) > kFirstCache / 2 ? 2 : 3;
+  const T* next = following.at;  // by fields, as for Fetch
+  const Index next_step = following.step, second = following.second;
   Fetch soon = wanted;
   const Index parts = (depth + kPart - 1) / kPart;
   const Index length = (depth + parts * kTurn - 1) / (parts * kTurn) * kTurn;
@@ -62,7 +82,9 @@ void multiply_tiles(const T* in, Index given_depth, const T* w, T* out, Index ch
     for (; k + kTurn <= end; k += kTurn, w += kTurn * V * L) {
 #pragma GCC unroll 8
       for (Index i = 0; i < kTurn; i++) {
-        for (int at = 0; at < V * L; at += kLine<T>) __builtin_prefetch(next + (k + i) * V * L + at);
+        __builtin_prefetch(next, 0, kLevel);
+        if (V * L > kLine<T>) __builtin_prefetch(next + second, 0, kLevel);
+        next += next_step;
         if (early) soon.step();
         multiply_add<T, P, V>(in + k + i, depth, w + i * V * L, sum);
       }
@@ -87,7 +109,7 @@ void multiply_tiles(const T* in, Index given_depth, const T* w, T* out, Index ch
   }
 }
 
-template <class T> using MultiplyTiles = void (*)(const T*, Index, const T*, T*, Index, const T*, const Fetch&);
+template <class T> using MultiplyTiles = void (*)(const T*, Index, const T*, T*, Index, const Next<T>&, const Fetch&);
 template <class T, Index Known, int V, bool early, int... P> struct TilesTable {
   static constexpr MultiplyTiles<T> of[] = {nullptr, multiply_tiles<T, Known, P, V, early>...};
 };
@@ -110,14 +132,15 @@ template <class T, Index Known> void winograd_product_of(const WinogradProduct<T
       const MultiplyTiles<T>* const plain = tiles_by<T, Known, false>(two);
       const T* const w = a.weights + position * a.weights_position + b * a.block;
       const bool last = c + 2 * L >= a.channels;
-      const T* const next = last ? a.weights + (position + 1) * a.weights_position : w + a.block;
+      const bool end = last && position == a.positions - 1;
+      const T* const next = end ? w : last ? a.weights + (position + 1) * a.weights_position : w + a.block;
       for (Index g = 0, tile = 0; g < groups; g++) {
         const Index tiles = least + (g < rest);
-        const bool ahead = g == groups - 1 && !(last && position == a.positions - 1);
+        const Next<T> following = next_beside(g, groups, w, next, a.depth, two ? 2 * L : L);
         T* const to = out + tile * a.channels + c;
         const MultiplyTiles<T>* const by = fetches.left() ? fetching : plain;
         const Fetch soon = fetches.next(w, to);
-        by[tiles](in + tile * a.depth, a.depth, w, to, a.channels, ahead ? next : w, soon);
+        by[tiles](in + tile * a.depth, a.depth, w, to, a.channels, following, soon);
         tile += tiles;
       }
     }

@@ -80,7 +80,7 @@ template <class From, class To> void convert(const Converted<From, To>& a) {
 }
 
 constexpr Bf16Kernels kBf16Kernels = {winograd<float, Bf16, 4>(),
-                                      winograd<float, Bf16, 6>(),
+                                      winograd<float, Bf16, 8>(),
                                       winograd_input<float, Bf16, Bf16, 4, Singly<float, Bf16>>,
                                       winograd_input<float, Bf16, float, 4, Singly<float, Bf16>>,
                                       winograd_product_bf16,

@@ -54,6 +54,7 @@ template <class T, int M> struct Transform {
     pair_in<0>(d, v);
     pair_in<1>(d, v);
     if constexpr (kPairs > 2) pair_in<2>(d, v);
+    if constexpr (kPairs > 3) pair_in<3>(d, v);
   }
   template <int i> static DBLR_INLINE void pair_in(const Vec<T> (&d)[kSize], Vec<T> (&v)[kSize]) {
     constexpr Even others = even(i);
@@ -71,19 +72,19 @@ template <class T, int M> struct Transform {
 
   static DBLR_INLINE void output(const Vec<T> (&m)[kSize], Vec<T> (&y)[M]) {
     Vec<T> s[kPairs], t[kPairs];
-#pragma GCC unroll 3
+#pragma GCC unroll 4
     for (int i = 0; i < kPairs; i++) {
       s[i] = m[2 * i + 1] + m[2 * i + 2];
       t[i] = m[2 * i + 1] - m[2 * i + 2];
     }
     y[0] = m[0] + s[0];
-#pragma GCC unroll 3
+#pragma GCC unroll 4
     for (int i = 1; i < kPairs; i++) y[0] = y[0] + s[i];
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int k = 1; k < M; k++) {
       const Vec<T>* const of = k % 2 ? t : s;
       y[k] = k == M - 1 ? fma(weight(0, k), of[0], m[kSize - 1]) : weight(0, k) * of[0];
-#pragma GCC unroll 3
+#pragma GCC unroll 4
       for (int i = 1; i < kPairs; i++) y[k] = fma(weight(i, k), of[i], y[k]);
     }
   }
@@ -91,7 +92,7 @@ template <class T, int M> struct Transform {
   static DBLR_INLINE void dz(const Vec<T> (&d)[M], Vec<T> (&z)[kSize]) {
     z[0] = d[0];
     z[kSize - 1] = d[M - 1];
-#pragma GCC unroll 3
+#pragma GCC unroll 4
     for (int i = 0; i < kPairs; i++) {
       Vec<T> on_even = d[0], on_odd = weight(i, 1) * d[1];
 #pragma GCC unroll 4
@@ -112,6 +113,7 @@ template <class T, int M> struct Transform {
     pair_to_taps<0>(u, g);
     pair_to_taps<1>(u, g);
     if constexpr (kPairs > 2) pair_to_taps<2>(u, g);
+    if constexpr (kPairs > 3) pair_to_taps<3>(u, g);
   }
   template <int i> static DBLR_INLINE void pair_to_taps(const Vec<T> (&u)[kSize], Vec<T> (&g)[3]) {
     constexpr double p = Points::kPoint[i], scale = 1 / (2 * p * p * value(even(i), p * p));
@@ -166,14 +168,14 @@ template <class T, class V, class S, int M, class Keep> void winograd_input(cons
         }
 #pragma GCC unroll 1
         for (int x = 0; x < N; x++, at += a.pixel) {
-#pragma GCC unroll 8
+#pragma GCC unroll 10
           for (int y = 0; y < N; y++) d[y] = load(a.rows[y] + at);
           if (line && x >= 2) {
-#pragma GCC unroll 8
+#pragma GCC unroll 10
             for (int y = 0; y < N; y++) __builtin_prefetch(a.rows[y] + at + ahead, 0, 2);
           }
           Transform<T, M>::input(d, v[0]);
-#pragma GCC unroll 8
+#pragma GCC unroll 10
           for (int y = 0; y < N; y++) half[k][y][x] = v[0][y];
         }
       }
@@ -182,7 +184,7 @@ template <class T, class V, class S, int M, class Keep> void winograd_input(cons
       for (int y = 0; y < N; y++) {
 #pragma GCC unroll 2
         for (int k = 0; k < K; k++) Transform<T, M>::input(half[k][y], v[k]);
-#pragma GCC unroll 8
+#pragma GCC unroll 10
         for (int x = 0; x < N; x++) keep(v, x);
       }
     }
@@ -205,10 +207,10 @@ void winograd_output_as(const WinogradOutput<T, S>& arguments) {
 #pragma GCC unroll 1
       for (int x = 0; x < N; x++, from += position) {
         const T* p = from;
-#pragma GCC unroll 8
+#pragma GCC unroll 10
         for (int y = 0; y < N; y++, p += N * position) m[y] = fetch<Vec<T>>(p);
         Transform<T, M>::output(m, r);
-#pragma GCC unroll 6
+#pragma GCC unroll 8
         for (int y = 0; y < M; y++) half[y][x] = r[y];
       }
       const Vec<T> bias = fetch<Vec<T>>(a.bias + c);
@@ -225,39 +227,39 @@ void winograd_output_as(const WinogradOutput<T, S>& arguments) {
           add1 = a.add[1].row[y] + x0 * a.add[1].pixel + c;
         }
         if (line) {
-#pragma GCC unroll 6
+#pragma GCC unroll 8
           for (int x = 0; x < M; x++) __builtin_prefetch(to + (kAhead * M + x) * a.out.pixel, 1);
           if (!plain) {
-#pragma GCC unroll 6
+#pragma GCC unroll 8
             for (int x = 0; x < M; x++) __builtin_prefetch(add0 + (kAhead * M + x) * a.add[0].pixel);
           }
         }
-#pragma GCC unroll 6
+#pragma GCC unroll 8
         for (int x = 0; x < M; x++) {
           r[x] = r[x] + bias;
           if (a.relu) r[x] = rectify(r[x]);
         }
         if (!plain) {
           if (a.add[0].row[0]) {
-#pragma GCC unroll 6
+#pragma GCC unroll 8
             for (int x = 0; x < M; x++, add0 += a.add[0].pixel) {
               if (stored(x)) r[x] = r[x] + load(add0);
             }
           }
           if (a.add[1].row[0]) {
-#pragma GCC unroll 6
+#pragma GCC unroll 8
             for (int x = 0; x < M; x++, add1 += a.add[1].pixel) {
               if (stored(x)) r[x] = r[x] + load(add1);
             }
           }
           if (a.mask.data) {
-#pragma GCC unroll 6
+#pragma GCC unroll 8
             for (int x = 0; x < M; x++, mask += a.mask.pixel) {
               if (stored(x)) r[x] = gate(load(mask), r[x]);
             }
           }
         }
-#pragma GCC unroll 6
+#pragma GCC unroll 8
         for (int x = 0; x < M; x++, to += a.out.pixel) {
           if (!stored(x)) continue;
           keep(to, r[x]);
@@ -283,8 +285,13 @@ template <class T, class S, int M> void winograd_output(const WinogradOutput<T, 
   as(a);
 }
 
+// Of float alone: convolutions in double go without (see winograd_tile).
 template <class T, class S, int M> constexpr Winograd<T, S> winograd() {
-  return {winograd_input<T, T, S, M, Singly<T, T>>, winograd_output<T, S, M>};
+  if constexpr (sizeof(T) == sizeof(float)) {
+    return {winograd_input<T, T, S, M, Singly<T, T>>, winograd_output<T, S, M>};
+  } else {
+    return {nullptr, nullptr};
+  }
 }
 
 }  // namespace

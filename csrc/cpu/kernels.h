@@ -72,7 +72,7 @@ template <class T> struct Product {
 
 // Winograd's F(m x m, 3 x 3): a tile of m x m outputs from m + 2 inputs squared, by products in as many positions.
 // Blocks of tiles side by side; transformed tiles lie [position][tile][channel], positions `position` apart.
-constexpr int kMostRows = 8;
+constexpr int kMostRows = 10;
 
 // V: the type in which products are made; S: that in which the map is kept.
 template <class V, class S> struct WinogradInput {
@@ -191,8 +191,8 @@ template <class T> struct Kernels {
   MapKernels<T> maps;
   void (*multiply)(const Product<T>&);
   void (*gradient)(const Gradient<T>&);
-  Winograd<T, T> winograd4, winograd6;  // F(4 x 4) and F(6 x 6)
-  Winograd<T, Half> winograd6_half;     // of float alone
+  Winograd<T, T> winograd4, winograd6, winograd8;  // F(4 x 4), F(6 x 6) and F(8 x 8), of float alone, as all of these
+  Winograd<T, Half> winograd8_half;
   void (*winograd_product)(const WinogradProduct<T, T>&);
   // F(4 x 4)'s transform of a gradient to the output: m rows of m pixels a tile, to m + 2 squared positions.
   void (*winograd_dz)(const WinogradInput<T, T>&);
@@ -211,7 +211,7 @@ template <class From, class To> struct Converted {
 
 // F(4 x 4) with products in bf16 and sums in float, and what else maps in bf16 need.
 struct Bf16Kernels {
-  Winograd<float, Bf16> winograd4, winograd6;  // for products in float
+  Winograd<float, Bf16> winograd4, winograd8;  // for products in float
   void (*input)(const WinogradInput<Bf16, Bf16>&);
   void (*input_of_float)(const WinogradInput<Bf16, float>&);
   void (*product)(const WinogradProduct<float, Bf16>&);

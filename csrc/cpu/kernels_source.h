@@ -16,17 +16,9 @@
 namespace dblr {
 namespace {
 
-template <class T> constexpr Winograd<T, Half> winograd6_half() {
-  if constexpr (sizeof(T) == sizeof(float)) {
-    return winograd<T, Half, 6>();
-  } else {
-    return {nullptr, nullptr};
-  }
-}
-
 template <class T> constexpr Kernels<T> kernels() {
   return {kLanes<T>, DBLR_PIXELS, DBLR_GROUP, map_kernels<T, T>(), multiply<T>, gradient<T>,
-          winograd<T, T, 4>(), winograd<T, T, 6>(), winograd6_half<T>(), winograd_product,
+          winograd<T, T, 4>(), winograd<T, T, 6>(), winograd<T, T, 8>(), winograd<T, Half, 8>(), winograd_product,
           winograd_dz<T, T, T, 4, Singly<T, T>>, winograd_gradient<T, T>, winograd_taps<T, 4>};
 }
 

@@ -10,7 +10,7 @@ Bf16Weights::Bf16Weights(const Run<float>& run, const Filter<float>& filter, con
   if (run.amx) {
     amx.emplace(*run.amx, run.threads, filter, bias, scale);
   } else {
-    const int tile = winograd_tile(run.kernels, filter, gradient ? 4 : 6);
+    const int tile = winograd_tile(run.kernels, filter, gradient ? 4 : 8);
     plain.emplace(run, filter, bias, scale, tile, tile && gradient);
   }
 }

@@ -10,7 +10,7 @@ namespace dblr {
 
 // For maps in bf16: by AMX; where there is none by Winograd's transforms, or directly where these do not suit.
 // Transforms in bf16 multiply by five what rounding to it errs: forward passes, through which errors add up from layer
-// to layer, multiply in float, with F(6x6), whose own errors are small beside bf16's; gradients in bf16, with F(4x4).
+// to layer, multiply in float, with F(8x8), whose own errors are small beside bf16's; gradients in bf16, with F(4x4).
 struct Bf16Weights {
   Bf16Weights(const Run<float>& run, const Filter<float>& filter, const float* bias, const double* scale,
               bool gradient);

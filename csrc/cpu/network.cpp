@@ -12,12 +12,13 @@ namespace {
 
 // A strip is of as many rows of tiles as fill so much of the third-level cache with what a layer gives of it (half so
 // much in 16 bits): three such maps are in use at a time. The more rows, the less often all weights, 30 MB of them for
-// F(4x4) and 52 for F(6x6), come from memory; in bf16 and by AMX, whose layers take half and a quarter of the time, the
-// less often all threads wait for the last one. With half as many rows fast takes 9 % longer, half 1 %. A whole picture
-// of up to kWholeBytes is one strip, and not skewed.
+// F(4x4), 52 for F(6x6) and 82 for F(8x8), come from memory; in bf16 and by AMX, whose layers take half and a quarter of
+// the time, the less often all threads wait for the last one. With half as many rows fast takes 9 % longer, half 4 %. A
+// whole picture of up to kWholeBytes is one strip, and not skewed.
 constexpr Index kWholeBytes = 4 << 20;
 constexpr Index strip_bytes(Network::Level level, bool amx) {
-  return amx ? 8 << 20 : level == Network::Level::bf16 || level == Network::Level::fast ? 4 << 20 : 2 << 20;
+  if (amx) return 8 << 20;
+  return level == Network::Level::exact ? 2 << 20 : level == Network::Level::half ? 3 << 20 : 4 << 20;
 }
 // By AMX there are no tiles, but rows go in pairs, and a strip must have more than the two that outlive it.
 constexpr int kAmxRows = 4;
@@ -48,7 +49,7 @@ Network::Network(int threads, const Shape& shape, const ConvPair<float>& stem, c
     if (level == Level::bf16) level_ = Level::exact;
     amx = nullptr;
   }
-  tile_ = amx ? kAmxRows : level_ == Level::fast || level_ == Level::half ? 6 : 4;
+  tile_ = amx ? kAmxRows : level_ == Level::half ? 8 : level_ == Level::fast ? 6 : 4;
   const Run<float> run(threads, kernels_, bf16_);
   const auto pack = [&](std::vector<Weights<float>>& to, const float* w, const float* b, Index out, Index in) {
     const Filter<float> f = forward_filter(w, out, in);

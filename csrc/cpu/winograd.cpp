@@ -15,8 +15,9 @@ namespace dblr {
 namespace {
 
 // Tiles in a block, a multiple of every register tile; cut smaller for the sake of equal shares, a block has at least
-// kFewTiles. Of 64 channels, 24 transformed tiles of F(4x4) take 216 KB, of F(6x6) 384 KB, and their products as much:
-// these do not fit into 512 KB, and half as many do. Wider maps fit in no case, and more tiles then share the weights.
+// kFewTiles. Of 64 channels, 24 transformed tiles of F(4x4) take 216 KB, of F(6x6) 384 KB, of F(8x8) 600 KB, and their
+// products as much: the last two do not fit into 512 KB, and half as many do, or nearly. Wider maps fit in no case, and
+// more tiles then share the weights.
 constexpr Index kTiles = 24, kTilesInSmallCache = 12, kFewTiles = 8;
 constexpr Index kSmallCache = 1 << 20, kNarrow = 64;
 // Output channels between two transforms, and tiles whose input is gathered at a time where it cannot be read in place.
@@ -53,11 +54,11 @@ template <class V> V rounded(double x) {
 // The transforms of a tile's side for maps of a type.
 template <class S, class T> const Winograd<T, S>& transforms(const Run<T>& run, Index tile) {
   if constexpr (std::is_same<S, T>::value) {
-    return tile == 4 ? run.kernels.winograd4 : run.kernels.winograd6;
+    return tile == 4 ? run.kernels.winograd4 : tile == 6 ? run.kernels.winograd6 : run.kernels.winograd8;
   } else if constexpr (std::is_same<S, Bf16>::value) {
-    return tile == 4 ? run.bf16->winograd4 : run.bf16->winograd6;
+    return tile == 4 ? run.bf16->winograd4 : run.bf16->winograd8;
   } else {
-    return run.kernels.winograd6_half;
+    return run.kernels.winograd8_half;
   }
 }
 
@@ -90,7 +91,7 @@ void read_row(const Run<T>&, const Source<T, Half>& s, Index n, Index y, Index x
 }  // namespace
 
 KernelTransform kernel_transform(int tile) {
-  return tile == 4 ? transform_at_points<4>() : transform_at_points<6>();
+  return tile == 4 ? transform_at_points<4>() : tile == 6 ? transform_at_points<6>() : transform_at_points<8>();
 }
 
 template <class T> int winograd_tile(const Kernels<T>& k, const Filter<T>& f, int wanted) {
@@ -133,7 +134,7 @@ Index winograd_block(Index tile, Index in) {
 #else
   static const long cache = 0;
 #endif
-  return tile == 6 && in <= kNarrow && cache < kSmallCache ? kTilesInSmallCache : kTiles;
+  return tile > 4 && in <= kNarrow && cache < kSmallCache ? kTilesInSmallCache : kTiles;
 }
 
 WinogradTiling::WinogradTiling(const Rect& region, int tile, int threads, Index most, Index shift)

@@ -1,4 +1,4 @@
-// Convolutions by Winograd's F(m x m, 3 x 3) (Lavin and Gray, 2016), m = 4 or 6: (m + 2)^2 products for m^2 outputs
+// Convolutions by Winograd's F(m x m, 3 x 3) (Lavin and Gray, 2016), m = 4, 6 or 8: (m + 2)^2 products for m^2 outputs
 // instead of 9 m^2. A block of tiles side by side stays in the second-level cache from the input's transform to the
 // output's. Tiles lie on a grid that starts at the picture's corner, or in a ring with shifted rows so many rows above
 // it, so results do not depend on the blocks.

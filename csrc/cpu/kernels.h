@@ -10,7 +10,7 @@ namespace dblr {
 
 using Index = std::int64_t;
 
-// A number in 16 bits (IEEE 754 binary16), as `half` keeps the maps between layers.
+// A number in 16 bits (IEEE 754 binary16), as `half` keeps the maps within residual blocks.
 struct Half {
   std::uint16_t bits;
 };

@@ -11,7 +11,7 @@ namespace dblr {
 namespace {
 
 // A strip is of as many rows of tiles as fill so much of the third-level cache with what a layer gives of it (half so
-// much in 16 bits): three such maps are in use at a time. The more rows, the less often all weights, 30 MB of them for
+// much in bf16): three such maps are in use at a time. The more rows, the less often all weights, 30 MB of them for
 // F(4x4), 52 for F(6x6) and 82 for F(8x8), come from memory; in bf16 and by AMX, whose layers take half and a quarter of
 // the time, the less often all threads wait for the last one. With half as many rows fast takes 9 % longer, half 4 %. A
 // whole picture of up to kWholeBytes is one strip, and not skewed.
@@ -76,7 +76,8 @@ Network::Network(int threads, const Shape& shape, const ConvPair<float>& stem, c
   tail_.emplace_back(run, tap_filter(w3, shape.tail));
 }
 
-// S: the type of the maps. Of Half, L33's is float: it is read once, and its rounding would be 2 % of the output's error.
+// S: the type of the maps. Of Half, only of those within blocks: what blocks give is added up from one to the next, and
+// rounding it would more than double the output's error, for 2 % of time; L33's is read once.
 template <class S> struct Network::Maps {
   using Wide = std::conditional_t<std::is_same<S, Half>::value, float, S>;
   Maps(const Network& net, const Strips& strips, Index h, Index w, const Rect& valid, float* memory)
@@ -106,25 +107,26 @@ template <class S> struct Network::Maps {
       return net.skewed_ ? (strips.skewed() ? rows - 2 : rows) * grow(valid, layers - layer, h, w).w() * channels : 0;
     };
     middle = map(float(), net.shape_.middle, 1, 1);
-    l2 = map(S(), width, 2, std::max<Index>(body, 1));
-    // The body's maps take turns in three places. L33's takes that of two, but not its input's, the body's last.
-    const Index size = turn(width, 3);
-    const Index wide = turn(tail, layers - 2) * Index(sizeof(Wide) / sizeof(S));
-    S *const last = take<S>(size), *const others = take<S>(std::max(2 * size, wide));
-    S* const places[3] = {last, others, others + size};
-    for (Index i = 0; i < body; i++) {
-      between.push_back(soon(places[(body - 1 - i) % 3], width, 3 + i, i % 2 ? 2 : 1));
+    l2 = map(Wide(), width, 2, std::max<Index>(body, 1));
+    // What blocks give takes turns in two places, one of them in that of L33's map, which also holds what lies within a
+    // block: the body's last map, L33's input, must lie apart.
+    const Index size = turn(width, 3), wide = turn(tail, layers - 2);
+    Wide *const last = take<Wide>(size), *const others = take<Wide>(std::max(2 * size, wide));
+    Wide* const places[2] = {last, others};
+    for (Index i = 0; i < body; i += 2) {
+      within.push_back(soon(reinterpret_cast<S*>(others + size), width, 3 + i, 1));
+      blocks.push_back(soon(places[(body - 2 - i) / 2 % 2], width, 4 + i, 2));
     }
-    h1 = soon(reinterpret_cast<Wide*>(others), tail, layers - 2, 1);
+    h1 = soon(others, tail, layers - 2, 1);
     const Rect part = grow(valid, 1, h, w);
     taps = {nullptr, 1, 9, h, w, 0, 0, part.w(), 1, strips.ring(1), strips.shift(layers - 2)};
     taps.sc = taps.ring * taps.sh;
     taps.data = take<float>(9 * taps.sc) - part.x0;
   }
   Map<float> middle, taps;
-  Map<S> l2;
-  Map<Wide> h1;
-  std::vector<Map<S>> between;  // what each layer of the body gives
+  Map<Wide> l2, h1;
+  std::vector<Map<S>> within;     // what the first layer of each block gives
+  std::vector<Map<Wide>> blocks;  // and what the second
   std::size_t used = 0;
 
  private:
@@ -173,20 +175,19 @@ void Network::run_with(int threads, Map<const float> x, const Rect& valid, float
   const Maps<S> maps(*this, strips, h, w, valid, workspace);
   std::vector<std::atomic<bool>> overflow(layers() + 1);
   Index number = 0;
+  using Wide = typename Maps<S>::Wide;
   using All = std::vector<Weights<float>>;
   const auto at = [](const All& all, std::size_t i) { return i < all.size() ? &all[i] : nullptr; };
   const auto layer = [&](const Weights<float>* weights, const auto& in, const auto& out, bool relu,
-                         const Map<S>& add = {}, const Map<S>& add_too = {}) {
+                         const auto&... add) {
     using In = std::decay_t<decltype(*in.data)>;
     using Out = std::decay_t<decltype(*out.data)>;
     Convolution<float, In, Out> c;
     c.source = copy_of<float>(constant(in));
     c.out = out;
     c.relu = relu;
-    if constexpr (std::is_same<Out, S>::value) {
-      c.add[0] = constant(add);
-      c.add[1] = constant(add_too);
-    }
+    Index added = 0;
+    ((c.add[added++] = constant(add)), ...);
     c.overflow = &overflow[++number];
     const AmxWeights* const amx = weights ? nullptr : &amx_[number - 2];
     strips.add(grow(valid, layers() - number, h, w), [&run, c, weights, amx](const Rect& strip) mutable {
@@ -204,26 +205,26 @@ void Network::run_with(int threads, Map<const float> x, const Rect& valid, float
   const Map<float> frames = {const_cast<float*>(x.data), x.n, x.c, h, w, x.sn, x.sc, x.sh, x.sw};
   layer(at(stem_, 0), frames, maps.middle, true);
   layer(at(stem_, 1), maps.middle, maps.l2, true);
-  Map<S> block = maps.l2, last = maps.l2;  // what the block began with, what the last layer gave
-  for (Index i = 0; i < count; i++) {
-    const Map<S>& out = maps.between[i];
-    if (i % 2 == 0) {
-      layer(at(body_, i), last, out, true);
+  Map<Wide> block = maps.l2;
+  for (Index i = 0; i < count; i += 2) {
+    const Map<Wide>& out = maps.blocks[i / 2];
+    layer(at(body_, i), block, maps.within[i / 2], true);
+    if (i < count - 2) {
+      layer(at(body_, i + 1), maps.within[i / 2], out, false, block);
+    } else if (tail_skip_) {
+      layer(at(body_, i + 1), maps.within[i / 2], out, false, block, maps.l2);
     } else {
-      const bool end = i == count - 1;
-      layer(at(body_, i), last, out, false, end && !tail_skip_ ? maps.l2 : block,
-            end && tail_skip_ ? maps.l2 : Map<S>{});
-      block = out;
+      layer(at(body_, i + 1), maps.within[i / 2], out, false, maps.l2);
     }
-    last = out;
+    block = out;
   }
-  layer(at(tail_, 0), last, maps.h1, true);
+  layer(at(tail_, 0), block, maps.h1, true);
   strips.add(grow(valid, 1, h, w), [&](const Rect& strip) {
     if constexpr (std::is_same<S, Bf16>::value) {
       const std::size_t end = amx_.size();
       if (end) return amx_tail(threads, constant(maps.h1), amx_[end - 2], amx_[end - 1], strip, {}, maps.taps);
     }
-    tail_products<float, typename Maps<S>::Wide>(run, constant(maps.h1), tail(), strip, {}, maps.taps);
+    tail_products<float, Wide>(run, constant(maps.h1), tail(), strip, {}, maps.taps);
   });
   strips.add(valid, [&](const Rect& strip) { add_taps<float>(run, constant(maps.taps), b3_, strip, y); });
   strips.run();

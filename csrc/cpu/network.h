@@ -19,8 +19,8 @@ class Network {
   struct Layer {
     const float *weight, *bias;
   };
-  // exact: tiles of 4 outputs a side; fast: of 6; half: of 8 and maps between layers, but L33's, in 16 bits, or where the
-  // CPU has AMX directly with split maps (see AmxProduct); bf16: maps and products in bf16, with tiles of 4, or directly
+  // exact: tiles of 4 outputs a side; fast: of 6; half: of 8 and maps within residual blocks in 16 bits, or where the CPU
+  // has AMX directly with split maps (see AmxProduct); bf16: maps and products in bf16, with tiles of 4, or directly
   // where the CPU has AMX. The last two turn into fast and exact where some width does not suit. Throws
   // std::invalid_argument for bf16 on a CPU that makes no such products.
   enum class Level { exact, fast, half, bf16 };

@@ -96,8 +96,9 @@ template <class T> void plain_convolution(int threads, Index n, Index h, Index w
     }
     worst = std::max(worst, std::abs(sum - y.data[i]));
   }
-  expect(worst < (packed.tile > 4 ? 1e-3 : 1e-4), "convolution " + isa() + " " + std::to_string(in) + " -> " + std::to_string(out) + " by " +
-                               std::to_string(packed.tile));
+  const std::string shape = std::to_string(in) + " -> " + std::to_string(out);
+  const std::string what = "convolution " + isa() + " " + shape + " by " + std::to_string(packed.tile);
+  expect(worst < (packed.tile > 4 ? 1e-3 : 1e-4), what);
 }
 
 template <class T> ConvNorm<T> conv_norm(Memory<T>& m, Index out, Index in, bool training, T* mean, T* var) {

@@ -98,7 +98,8 @@ template <class T> void plain_convolution(int threads, Index n, Index h, Index w
   }
   const std::string shape = std::to_string(in) + " -> " + std::to_string(out);
   const std::string what = "convolution " + isa() + " " + shape + " by " + std::to_string(packed.tile);
-  expect(worst < (packed.tile > 4 ? 1e-3 : 1e-4), what);
+  const double limit = packed.tile == 8 ? 1e-2 : packed.tile == 6 ? 1e-3 : 1e-4;  // as their points round
+  expect(worst < limit, what + " off by " + std::to_string(worst));
 }
 
 template <class T> ConvNorm<T> conv_norm(Memory<T>& m, Index out, Index in, bool training, T* mean, T* var) {

@@ -27,8 +27,6 @@ void fetch_part(const Map<S>& m, Index n, const Rect& part, Index first, Index c
   }
 }
 
-inline Rect covered(const Tile& t) { return {t.y, t.y + t.rows, t.x, t.x + t.cols}; }
-
 // What a tile of the output is made from: itself and the pixels around it.
 template <class T, class In> void fetch_input(const Source<T, In>& source, const Tile& t, std::vector<Ahead>& ahead) {
   const Rect part = {t.y - 1, t.y + t.rows + 1, t.x - 1, t.x + t.cols + 1};

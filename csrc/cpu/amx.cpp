@@ -257,8 +257,8 @@ void amx_load_row(const AmxKernels& k, const Source<float, Bf16>& source, const 
 }
 
 template <class In>
-void convolve(const Run<float>& run, const AmxWeights& w, const Convolution<float, In, Bf16>& c) {
-  if (c.region.h() <= 0 || c.region.w() <= 0) return;
+Stage amx_stage(const Run<float>& run, const AmxWeights& w, const Convolution<float, In, Bf16>& c) {
+  if (c.region.h() <= 0 || c.region.w() <= 0) return {};
   const bool sums = c.moments || c.norm_sums;
   const bool packed = !in_place(c.source, w.pixel);
   const AmxTiling tiling(c.region, sums ? 1 : run.threads, sums || packed ? kPacked : kInPlace);
@@ -267,7 +267,8 @@ void convolve(const Run<float>& run, const AmxWeights& w, const Convolution<floa
   if (c.moments) c.moments->resize(tasks, w.out);
   if (c.norm_sums) c.norm_sums->resize(tasks, w.out);
   const std::size_t size = AmxRows<In>::scratch(w.pixel, tiling) * sizeof(Bf16);  // then means of channels
-  parallel(run.threads, tasks, size + w.out * sizeof(float), [&](Index task, char* scratch) {
+  Stage stage = {tasks, size + w.out * sizeof(float)};
+  stage.run = [=, &w](Index task, Index next, char* scratch) {
     const Tile t = tiling.tile(task);
     const AmxRows<In> rows(w, c.source, readable, t, reinterpret_cast<Bf16*>(scratch));
     const RowsOf<Bf16> to(c.out, t);
@@ -288,9 +289,8 @@ void convolve(const Run<float>& run, const AmxWeights& w, const Convolution<floa
     add_products(w, rows, t, place, products);
     thread_local std::vector<Ahead> ahead;
     ahead.clear();
-    const Index next = task + 1;  // what this thread is likely to go on with
     if (sums || packed) fetch_output(c, t, 0, w.out, ahead);
-    if (next < tasks) {
+    if (next >= 0) {
       const Tile then = tiling.tile(next);
       // What a strip reads was the last layer's work and is near, but split it is twice as much.
       if (sums || packed || w.split) fetch_input(c.source, then, ahead);
@@ -300,7 +300,8 @@ void convolve(const Run<float>& run, const AmxWeights& w, const Convolution<floa
     const Map<const Bf16> out = constant(c.out);
     if (c.moments) tile_moments(w.kernels.maps, out, t, reinterpret_cast<float*>(scratch + size), *c.moments, task);
     if (c.norm_sums) tile_norm_sums(w.kernels.maps, c.norm, t, *c.norm_sums, task);
-  });
+  };
+  return stage;
 }
 
 std::size_t amx_tail_scratch(const AmxWeights& second, const AmxWeights& last) {
@@ -308,14 +309,15 @@ std::size_t amx_tail_scratch(const AmxWeights& second, const AmxWeights& last) {
   return (AmxRows<Bf16>::scratch(second.pixel, any) + 2 * kTailPixels * last.pixel) * sizeof(Bf16);
 }
 
-void amx_tail(int threads, Map<const Bf16> h1, const AmxWeights& second, const AmxWeights& last, const Rect& region,
-              Map<Bf16> h2, Map<float> taps) {
+Stage amx_tail_stage(int threads, Map<const Bf16> h1, const AmxWeights& second, const AmxWeights& last,
+                     const Rect& region, Map<Bf16> h2, Map<float> taps) {
   const AmxTiling tiling(region, threads, kInPlace);
   const Rect readable = grow(region, 1, h1.h, h1.w);
   const Source<float, Bf16> source = copy_of<float>(h1);
   const Index row = kTailPixels * last.pixel;
   const Index size = AmxRows<Bf16>::scratch(second.pixel, tiling) + 2 * row;
-  parallel(threads, h1.n * tiling.tasks(), size * sizeof(Bf16), [&](Index task, char* scratch) {
+  Stage stage = {h1.n * tiling.tasks(), size * sizeof(Bf16)};
+  stage.run = [=, &second, &last](Index task, Index, char* scratch) {
     const Tile t = tiling.tile(task);
     Bf16* const kept = reinterpret_cast<Bf16*>(scratch);
     const AmxRows<Bf16> rows(second, source, readable, t, kept + 2 * row);
@@ -357,10 +359,11 @@ void amx_tail(int threads, Map<const Bf16> h1, const AmxWeights& second, const A
         }
       }
     }
-  });
+  };
+  return stage;
 }
 
-template void convolve(const Run<float>&, const AmxWeights&, const Convolution<float, float, Bf16>&);
-template void convolve(const Run<float>&, const AmxWeights&, const Convolution<float, Bf16, Bf16>&);
+template Stage amx_stage(const Run<float>&, const AmxWeights&, const Convolution<float, float, Bf16>&);
+template Stage amx_stage(const Run<float>&, const AmxWeights&, const Convolution<float, Bf16, Bf16>&);
 
 }  // namespace dblr

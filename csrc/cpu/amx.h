@@ -42,12 +42,12 @@ bool amx_suits(Index in, Index out, bool split = false);
 // In: Bf16; or float, for a map with adjoining pixels (sw = c) and nothing fused into its load. Split maps have twice as
 // many channels as the weights.
 template <class In>
-void convolve(const Run<float>& run, const AmxWeights& w, const Convolution<float, In, Bf16>& c);
+Stage amx_stage(const Run<float>& run, const AmxWeights& w, const Convolution<float, In, Bf16>& c);
 
 // L34 over `region`, kept in h2 if its data is not null, and the products of its output with L35's nine taps: see
-// tail_products.
-void amx_tail(int threads, Map<const Bf16> h1, const AmxWeights& second, const AmxWeights& last, const Rect& region,
-              Map<Bf16> h2, Map<float> taps);
+// tail_stage.
+Stage amx_tail_stage(int threads, Map<const Bf16> h1, const AmxWeights& second, const AmxWeights& last,
+                     const Rect& region, Map<Bf16> h2, Map<float> taps);
 // Bytes that each thread takes for it where h1 is read in place.
 std::size_t amx_tail_scratch(const AmxWeights& second, const AmxWeights& last);
 

@@ -5,7 +5,6 @@
 #include <type_traits>
 
 #include "norm.h"
-#include "threads.h"
 #include "winograd.h"
 
 namespace dblr {
@@ -123,9 +122,9 @@ Product<T> product(const Weights<T>& w, Index b, Pixels<const T> in, Index rows,
 }
 
 template <class T, class S>
-void convolve(const Run<T>& run, const Weights<T>& w, const Convolution<T, S, S>& c) {
-  if (c.region.h() <= 0 || c.region.w() <= 0) return;
-  if (w.tile) return winograd_convolve(run, w, c);
+Stage convolution_stage(const Run<T>& run, const Weights<T>& w, const Convolution<T, S, S>& c) {
+  if (c.region.h() <= 0 || c.region.w() <= 0) return {};
+  if (w.tile) return winograd_stage(run, w, c);
   constexpr bool widened = !std::is_same<S, T>::value;
   constexpr Index kMaps = widened ? 4 : 0;  // whose tiles are held in T: the output, what is added, the mask
   // Where few channels become many, tiles are cut for the work that they make, or there would not be one a thread.
@@ -136,8 +135,9 @@ void convolve(const Run<T>& run, const Weights<T>& w, const Convolution<T, S, S>
   if (c.moments) c.moments->resize(tasks, w.out);
   if (c.norm_sums) c.norm_sums->resize(tasks, w.out);
   const std::size_t bytes = (packed + w.out + kMaps * size) * sizeof(T);
-  parallel(run.threads, tasks, bytes + (widened ? (tiling.cols + 2) * w.in * sizeof(S) : 0),
-           [&](Index task, char* scratch) {
+  Stage stage = {tasks, bytes + (widened ? (tiling.cols + 2) * w.in * sizeof(S) : 0)};
+  stage.part = [region = c.region, tiling](Index task) { return covered(tile_at(tiling, region, task)); };
+  stage.run = [=, &run, &w](Index task, Index, char* scratch) {
     const Tile t = tile_at(tiling, c.region, task);
     T *const in = reinterpret_cast<T*>(scratch), *const means = in + packed, *const tiles = means + w.out;
     load_tile(run, c.source, t, 1, in, reinterpret_cast<S*>(scratch + bytes));
@@ -172,7 +172,13 @@ void convolve(const Run<T>& run, const Weights<T>& w, const Convolution<T, S, S>
     const Map<const S> out = constant(c.out);
     if (c.moments) tile_moments(maps_of<S>(run), out, t, means, *c.moments, task);
     if (c.norm_sums) tile_norm_sums(maps_of<S>(run), c.norm, t, *c.norm_sums, task);
-  });
+  };
+  return stage;
+}
+
+template <class T, class S>
+void convolve(const Run<T>& run, const Weights<T>& w, const Convolution<T, S, S>& c) {
+  run_stage(run.threads, convolution_stage(run, w, c));
 }
 
 #define INSTANTIATE(T)                                                                                          \
@@ -184,6 +190,7 @@ INSTANTIATE(double)
 #define INSTANTIATE_MAPS(T, S)                                                                                  \
   template void load_row(const Run<T>&, const Source<T, S>&, Index, Index, Index, Index, Index, Index, T*, S*); \
   template void load_tile(const Run<T>&, const Source<T, S>&, const Tile&, Index, T*, S*);                      \
+  template Stage convolution_stage(const Run<T>&, const Weights<T>&, const Convolution<T, S, S>&);              \
   template void convolve(const Run<T>&, const Weights<T>&, const Convolution<T, S, S>&);
 INSTANTIATE_MAPS(float, float)
 INSTANTIATE_MAPS(double, double)

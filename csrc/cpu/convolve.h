@@ -7,6 +7,7 @@
 
 #include "isa.h"
 #include "tensor.h"
+#include "threads.h"
 
 namespace dblr {
 
@@ -74,6 +75,7 @@ struct Tile {
   Index n, y, x, rows, cols;
 };
 Tile tile_at(const Tiling& tiling, const Rect& region, Index task);
+inline Rect covered(const Tile& t) { return {t.y, t.y + t.rows, t.x, t.x + t.cols}; }
 
 // Sums of a map, tile by tile: [tile][channel].
 struct TileSums {
@@ -103,6 +105,9 @@ template <class T, class In = T, class Out = T> struct Convolution {
 // By the method that the weights were packed for. Maps in Bf16 without Winograd's are widened tile by tile.
 template <class T, class S>
 void convolve(const Run<T>& run, const Weights<T>& w, const Convolution<T, S, S>& c);
+// The same as a stage, for as long as `run` and the weights live.
+template <class T, class S>
+Stage convolution_stage(const Run<T>& run, const Weights<T>& w, const Convolution<T, S, S>& c);
 
 // The pieces, for ops that chain convolutions within a tile. A row as it loads, in T; scratch for as much of S where
 // that is another type. `halo` pixels on each side of a tile are loaded too.

@@ -16,7 +16,7 @@ Bf16Weights::Bf16Weights(const Run<float>& run, const Filter<float>& filter, con
 }
 
 void convolve(const Run<float>& run, const Bf16Weights& w, const Convolution<float, Bf16, Bf16>& c) {
-  w.amx ? convolve(run, *w.amx, c) : convolve(run, *w.plain, c);
+  w.amx ? run_stage(run.threads, amx_stage(run, *w.amx, c)) : convolve(run, *w.plain, c);
 }
 
 }  // namespace dblr

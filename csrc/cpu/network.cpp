@@ -1,6 +1,7 @@
 #include "network.h"
 
 #include <algorithm>
+#include <functional>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -160,6 +161,31 @@ std::size_t Network::thread_bytes(Index, Index, const Rect&) const {
   return tail_scratch(Run<float>(1, kernels_, bf16_), tail());
 }
 
+// L34's tasks are the longest, and the sums of its tap planes wait for all of them: the next strip's first two layers,
+// which do not, go before.
+void Network::taps_later(std::vector<Strips::Strip>& order) const {
+  for (std::size_t i = 0; i + 2 < order.size(); i++) {
+    if (order[i].layer != layers() - 1 || order[i + 1].layer != 0 || order[i + 2].layer != 1) continue;
+    std::rotate(order.begin() + i, order.begin() + i + 1, order.begin() + i + 3);
+  }
+}
+
+// Which strips share no memory but what the one reads of the other's, so that a thread need not wait for the others at
+// the end of each; where maps of different widths lie in the same place all do.
+void Network::let_begin_early(const std::vector<Strips::Strip>& order, std::size_t i, bool skewed, Stage& stage) const {
+  const auto layer_at = [&](std::size_t back) { return back <= i ? order[i - back].layer : -1; };
+  const Index layer = layer_at(0), tail = layers() - 2, wide = tail - 1;
+  if (layer == 0) {
+    stage.beside = layer_at(1) == tail ? 1 : 0;
+  } else if (layer == tail + 1) {
+    stage.beside = layer_at(1) == 1 ? 2 : 0;
+  } else if (layer_at(1) == layer - 1 && layer != wide) {  // whose map lies in the place of what L32 reads
+    // What a layer writes lies in the place of what the one before reads: of skewed strips two rows further down.
+    stage.near = {1, skewed ? 3 : 1, 1};
+    stage.beside = layer == 1 && layer_at(2) == tail ? 2 : 1;
+  }
+}
+
 void Network::run(int threads, Map<const float> x, const Rect& valid, float* workspace, Map<float> y) const {
   const auto run = level_ == Level::bf16 || split() ? &Network::run_with<Bf16>
                    : level_ == Level::half          ? &Network::run_with<Half>
@@ -174,7 +200,7 @@ void Network::run_with(int threads, Map<const float> x, const Rect& valid, float
   Strips strips = strips_of(h, w, valid);
   const Maps<S> maps(*this, strips, h, w, valid, workspace);
   std::vector<std::atomic<bool>> overflow(layers() + 1);
-  Index number = 0;
+  std::vector<std::function<Stage(const Rect& strip)>> stages;  // of each layer
   using Wide = typename Maps<S>::Wide;
   using All = std::vector<Weights<float>>;
   const auto at = [](const All& all, std::size_t i) { return i < all.size() ? &all[i] : nullptr; };
@@ -188,17 +214,19 @@ void Network::run_with(int threads, Map<const float> x, const Rect& valid, float
     c.relu = relu;
     Index added = 0;
     ((c.add[added++] = constant(add)), ...);
-    c.overflow = &overflow[++number];
+    const std::size_t number = stages.size() + 1;
+    c.overflow = &overflow[number];
     const AmxWeights* const amx = weights ? nullptr : &amx_[number - 2];
-    strips.add(grow(valid, layers() - number, h, w), [&run, c, weights, amx](const Rect& strip) mutable {
+    strips.add(grow(valid, layers() - static_cast<Index>(number), h, w));
+    stages.push_back([&run, c, weights, amx](const Rect& strip) mutable {
       c.region = strip;
       if constexpr (std::is_same<Out, Bf16>::value) {
-        if (amx) return convolve(run, *amx, c);
+        if (amx) return amx_stage(run, *amx, c);
       }
       if constexpr (std::is_same<In, float>::value && std::is_same<Out, float>::value) {
-        convolve(run, *weights, c);
+        return convolution_stage(run, *weights, c);
       } else {
-        winograd_convolve(run, *weights, c);
+        return winograd_stage(run, *weights, c);
       }
     });
   };
@@ -219,15 +247,31 @@ void Network::run_with(int threads, Map<const float> x, const Rect& valid, float
     block = out;
   }
   layer(at(tail_, 0), block, maps.h1, true);
-  strips.add(grow(valid, 1, h, w), [&](const Rect& strip) {
+  strips.add(grow(valid, 1, h, w));
+  stages.push_back([&](const Rect& strip) {
     if constexpr (std::is_same<S, Bf16>::value) {
       const std::size_t end = amx_.size();
-      if (end) return amx_tail(threads, constant(maps.h1), amx_[end - 2], amx_[end - 1], strip, {}, maps.taps);
+      if (end) return amx_tail_stage(threads, constant(maps.h1), amx_[end - 2], amx_[end - 1], strip, {}, maps.taps);
     }
-    tail_products<float, Wide>(run, constant(maps.h1), tail(), strip, {}, maps.taps);
+    return tail_stage<float, Wide>(run, constant(maps.h1), tail(), strip, {}, maps.taps);
   });
-  strips.add(valid, [&](const Rect& strip) { add_taps<float>(run, constant(maps.taps), b3_, strip, y); });
-  strips.run();
+  strips.add(valid);
+  stages.push_back([&](const Rect& strip) { return taps_stage<float>(constant(maps.taps), b3_, strip, y); });
+
+  std::vector<Strips::Strip> order = strips.order();
+  const bool beside = skewed_ && amx_.empty() && valid.w() == w;
+  if (beside) taps_later(order);
+  std::vector<Stage> next;
+  for (std::size_t i = 0; i < order.size(); i++) {
+    Stage stage = stages[order[i].layer](order[i].part);
+    if (beside) let_begin_early(order, i, strips.skewed(), stage);
+    if (stage.beside == 0) {
+      run_stages(threads, next);
+      next.clear();
+    }
+    next.push_back(std::move(stage));
+  }
+  run_stages(threads, next);
   for (Index i = 1; i <= layers(); i++) {
     if (!overflow[i]) continue;
     throw std::range_error("Layer " + std::to_string(i) + " of " + std::to_string(layers()) +

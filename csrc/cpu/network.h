@@ -46,6 +46,8 @@ class Network {
 
   // How the layers' strips follow one another.
   Strips strips_of(Index h, Index w, const Rect& valid) const;
+  void taps_later(std::vector<Strips::Strip>& order) const;
+  void let_begin_early(const std::vector<Strips::Strip>& order, std::size_t i, bool skewed, Stage& stage) const;
   // The maps between the layers, of type S, of which a few rows are kept: where each lies in the workspace.
   template <class S> struct Maps;
   template <class S>

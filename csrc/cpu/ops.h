@@ -69,9 +69,8 @@ void reconstruct(const Run<T>& run, Map<const S> x, const Tail<T, WeightsFor<T, 
                  Map<S> h1, Map<S> h2);
 // Its parts: L34 over `region`, from h1 to the products of its output with the nine taps; and their sum.
 template <class T, class S>
-void tail_products(const Run<T>& run, Map<const S> h1, const Tail<T>& tail, const Rect& region, Map<S> h2,
-                   Map<T> taps);
-template <class T> void add_taps(const Run<T>& run, Map<const T> taps, T bias, const Rect& region, Map<T> y);
+Stage tail_stage(const Run<T>& run, Map<const S> h1, const Tail<T>& tail, const Rect& region, Map<S> h2, Map<T> taps);
+template <class T> Stage taps_stage(Map<const T> taps, T bias, const Rect& region, Map<T> y);
 // Bytes that each thread takes for them beside the maps.
 template <class T> std::size_t tail_scratch(const Run<T>& run, const Tail<T>& tail);
 template <class T, class S = T>

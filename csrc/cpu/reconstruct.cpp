@@ -4,7 +4,6 @@
 
 #include "ops.h"
 #include "strips.h"
-#include "threads.h"
 #include "weight_gradient.h"
 #include "winograd.h"
 
@@ -67,16 +66,18 @@ void keep_narrowed(const Run<T>& run, const Tile& t, Pixels<const T> from, Index
 }
 
 template <class T, class In, class V>
-void products_by_winograd(const Run<T>& run, Map<const In> h1, const Tail<T>& tail, const Rect& region, Map<In> h2,
+Stage products_by_winograd(const Run<T>& run, Map<const In> h1, const Tail<T>& tail, const Rect& region, Map<In> h2,
                           Map<T> taps) {
   const Rect readable = grow(region, 1, h1.h, h1.w);
   const Source<T, In> source = copy_of<T>(h1);
-  const Weights<T>& second = *tail.second;
+  const Weights<T>&second = *tail.second, &last = *tail.last;
   const TailScratch size = scratch_of(run, second);
   const Index most = winograd_block(second.tile, second.in);
   const WinogradTiling tiling(region, second.tile, run.threads, most, taps.shift);
   const WinogradBlocks<T, In, V> blocks(run, second, most);
-  parallel(run.threads, h1.n * tiling.tasks(), tail_scratch(run, tail), [&](Index task, char* memory) {
+  Stage stage = {h1.n * tiling.tasks(), tail_scratch(run, tail)};
+  stage.part = [tiling, region](Index task) { return covered(tiling.part(tiling.block(task), region)); };
+  stage.run = [=, &run, &second, &last](Index task, Index, char* memory) {
     T *const scratch = reinterpret_cast<T*>(memory), *const kept = scratch + size.own, *const sums = kept + size.block;
     const WinogradTiling::Block b = tiling.block(task);
     const Tile t = tiling.part(b, region);
@@ -96,24 +97,27 @@ void products_by_winograd(const Run<T>& run, Map<const In> h1, const Tail<T>& ta
       for (Index y = 0; y < second.tile; y++) o.out.row[y] = out.data + y * out.row;
       blocks.store(o);
       const T* from = out.data + (t.y - b.y) * out.row + (t.x - b.x) * out.pixel;
-      contract(run, *tail.last, t, {from, out.row, out.pixel}, first, channels, sums);
+      contract(run, last, t, {from, out.row, out.pixel}, first, channels, sums);
       keep_narrowed(run, t, {from, out.row, out.pixel}, first, channels, h2);
     }
     spread_taps(t, sums, taps);
-  });
+  };
+  return stage;
 }
 
 template <class T, class S>
-void products_directly(const Run<T>& run, Map<const S> h1, const Tail<T>& tail, const Rect& region, Map<S> h2,
+Stage products_directly(const Run<T>& run, Map<const S> h1, const Tail<T>& tail, const Rect& region, Map<S> h2,
                        Map<T> taps) {
-  const Weights<T>& second = *tail.second;
+  const Weights<T>&second = *tail.second, &last = *tail.last;
   const TailScratch size = scratch_of(run, second);
   Tiling tiling(1, 1, 1, 1);
   tiling.rows = std::min(region.h(), kTailRows);
   tiling.cols = std::min(region.w(), kTailCols);
   tiling.down = (region.h() + tiling.rows - 1) / tiling.rows;
   tiling.across = (region.w() + tiling.cols - 1) / tiling.cols;
-  parallel(run.threads, h1.n * tiling.tiles(), tail_scratch(run, tail), [&](Index task, char* memory) {
+  Stage stage = {h1.n * tiling.tiles(), tail_scratch(run, tail)};
+  stage.part = [tiling, region](Index task) { return covered(tile_at(tiling, region, task)); };
+  stage.run = [=, &run, &second, &last](Index task, Index, char* memory) {
     const Tile t = tile_at(tiling, region, task);
     T *const in = reinterpret_cast<T*>(memory), *const kept = in + size.own, *const sums = kept + size.block;
     S* const row = reinterpret_cast<S*>(in + (kTailRows + 2) * (kTailCols + 2) * second.in);
@@ -130,18 +134,20 @@ void products_directly(const Run<T>& run, Map<const S> h1, const Tail<T>& tail, 
       Product<T> p = product<T>(second, b, {in, (t.cols + 2) * second.in, second.in}, t.rows, t.cols, out);
       p.relu = true;
       run.kernels.multiply(p);
-      contract(run, *tail.last, t, {out.data, out.row, out.pixel}, first, channels, sums);
+      contract(run, last, t, {out.data, out.row, out.pixel}, first, channels, sums);
       keep_narrowed(run, t, {out.data, out.row, out.pixel}, first, channels, h2);
     }
     spread_taps(t, sums, taps);
-  });
+  };
+  return stage;
 }
 
 }  // namespace
 
 // y[p] = bias + sum over taps of plane[tap][p + tap], planes being zero outside the picture.
-template <class T> void add_taps(const Run<T>& run, Map<const T> taps, T bias, const Rect& region, Map<T> y) {
-  parallel(run.threads, y.n * region.h(), 0, [&](Index task, char*) {
+template <class T> Stage taps_stage(Map<const T> taps, T bias, const Rect& region, Map<T> y) {
+  Stage stage = {y.n * region.h()};
+  stage.run = [=](Index task, Index, char*) {
     const Index n = task / region.h(), row = region.y0 + task % region.h();
     T* const to = y.data + n * y.sn + row * y.sh + region.x0 * y.sw;
     for (Index x = 0; x < region.w(); x++) to[x * y.sw] = bias;
@@ -154,7 +160,8 @@ template <class T> void add_taps(const Run<T>& run, Map<const T> taps, T bias, c
         for (Index x = x0; x < x1; x++) to[(x - region.x0) * y.sw] += from[x + dx - 1];
       }
     }
-  });
+  };
+  return stage;
 }
 
 template <class T> Filter<T> tap_filter(const T* w3, Index in) { return {w3, kTaps, in, 1, kTaps, false, 1}; }
@@ -165,13 +172,12 @@ template <class T> std::size_t tail_scratch(const Run<T>& run, const Tail<T>& ta
 }
 
 template <class T, class S>
-void tail_products(const Run<T>& run, Map<const S> h1, const Tail<T>& tail, const Rect& region, Map<S> h2,
-                   Map<T> taps) {
+Stage tail_stage(const Run<T>& run, Map<const S> h1, const Tail<T>& tail, const Rect& region, Map<S> h2, Map<T> taps) {
   if (!tail.second->tile) return products_directly(run, h1, tail, region, h2, taps);
   if constexpr (std::is_same<S, Bf16>::value) {
     if (tail.second->bf16) return products_by_winograd<T, S, Bf16>(run, h1, tail, region, h2, taps);
   }
-  products_by_winograd<T, S, T>(run, h1, tail, region, h2, taps);
+  return products_by_winograd<T, S, T>(run, h1, tail, region, h2, taps);
 }
 
 template <class T, class S>
@@ -181,12 +187,13 @@ void reconstruct(const Run<T>& run, Map<const S> x, const Tail<T, WeightsFor<T, 
   const Rect around = grow(region, 1, x.h, x.w);
   const auto products = [&](const Map<const S>& from, const Rect& part, const Map<S>& kept, const Map<T>& to) {
     if constexpr (std::is_same<S, T>::value) {
-      tail_products(run, from, tail, part, kept, to);
+      run_stage(run.threads, tail_stage(run, from, tail, part, kept, to));
     } else if (run.amx) {
-      amx_tail(run.threads, from, *tail.second->amx, *tail.last->amx, part, kept, to);
+      const AmxWeights &second = *tail.second->amx, &last = *tail.last->amx;
+      run_stage(run.threads, amx_tail_stage(run.threads, from, second, last, part, kept, to));
     } else {
       const Tail<T> plain = {&*tail.first->plain, &*tail.second->plain, &*tail.last->plain, tail.bias};
-      tail_products(run, from, plain, part, kept, to);
+      run_stage(run.threads, tail_stage(run, from, plain, part, kept, to));
     }
   };
   if (h1.data) {
@@ -202,7 +209,7 @@ void reconstruct(const Run<T>& run, Map<const S> x, const Tail<T, WeightsFor<T, 
       products(rows, strip, {}, picture_of(taps, n));
     });
   }
-  add_taps(run, constant(taps), tail.bias, region, y);
+  run_stage(run.threads, taps_stage(constant(taps), tail.bias, region, y));
 }
 
 // Gradients of the two wide maps are held for a band of rows at a time, with the rows around it that the next
@@ -257,11 +264,11 @@ void reconstruct_backward(int threads, Map<const S> grad, Map<const S> x, Map<co
 #define INSTANTIATE(T)                                                                                              \
   template Filter<T> tap_filter(const T*, Index);                                                                   \
   template std::size_t tail_scratch(const Run<T>&, const Tail<T>&);                                                 \
-  template void add_taps(const Run<T>&, Map<const T>, T, const Rect&, Map<T>);
+  template Stage taps_stage(Map<const T>, T, const Rect&, Map<T>);
 INSTANTIATE(float)
 INSTANTIATE(double)
 #define INSTANTIATE_MAPS(T, S)                                                                                      \
-  template void tail_products(const Run<T>&, Map<const S>, const Tail<T>&, const Rect&, Map<S>, Map<T>);            \
+  template Stage tail_stage(const Run<T>&, Map<const S>, const Tail<T>&, const Rect&, Map<S>, Map<T>);              \
   template void reconstruct(const Run<T>&, Map<const S>, const Tail<T, WeightsFor<T, S>>&, const Rect&, Map<T>,     \
                             Map<T>, Map<S>, Map<S>);                                                                \
   template void reconstruct_backward(int, Map<const S>, Map<const S>, Map<const S>, Map<const S>,                   \

@@ -1,6 +1,8 @@
 // Runs every op on every instruction set that this CPU has, on sizes that leave edges everywhere, for sanitizers to
 // watch. Convolutions are compared with plain loops, the rest with the portable kernels. Built by
-// DBLR_FAST_SANITIZE=address,undefined (see setup.py); precision is judged by the Python tests.
+// DBLR_FAST_SANITIZE=address,undefined (see setup.py); precision is judged by the Python tests. With the argument
+// `strips` only what threads do of a network side by side, for DBLR_FAST_SANITIZE=thread, where they fall behind one
+// another at random.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -181,9 +183,10 @@ std::vector<double> ends(int threads, Index n, Index h, Index w, Index middle = 
   return joined(m.results(), maps.results());
 }
 
-// split: of the widths that `half` takes split maps for where there is AMX.
-std::vector<double> network(int threads, Index h, Index w, Network::Level level, bool split = false) {
-  const Index frames = 5, middle = level == Network::Level::bf16 || split ? 16 : 6, width = split ? 32 : 16, tail = 32;
+// middle, width: of 16 and more by Winograd's transforms and streamed, or, where there is AMX, in bf16; of 32 by AMX in
+// split maps too; of 6 directly.
+std::vector<double> network(int threads, Index h, Index w, Network::Level level, Index middle = 16, Index width = 16) {
+  const Index frames = 5, tail = 32;
   Memory<float> m;
   const ConvPair<float> head = {m.random(middle * frames * 9, 0.3), m.random(middle), m.random(width * middle * 9, 0.3),
                                 m.random(width), frames, middle, width};
@@ -238,6 +241,7 @@ template <class T> void all(const std::string& name, int threads, Index n, Index
                          [&] { return ends<T>(threads, n, h, w); }};
   for (const auto level : {Network::Level::exact, Network::Level::fast, Network::Level::half}) {
     if (sizeof(T) == 4) ops.push_back([&, level] { return network(threads, h, w, level); });
+    if (sizeof(T) == 4) ops.push_back([&, level] { return network(threads, h, w, level, 6); });
   }
   for (std::size_t i = 0; i < ops.size(); i++) {
     set_isa("portable");
@@ -256,9 +260,22 @@ template <class T> void all(const std::string& name, int threads, Index n, Index
   }
 }
 
+// Networks where threads begin a layer before the last one is done: of strips that are wide, strips that are high, and of
+// one. A part is computed layer by layer.
+void strips() {
+  using Level = Network::Level;
+  for (const auto level : {Level::exact, Level::fast, Level::half, Level::bf16}) {
+    if (level == Level::bf16 && !bf16_kernels() && !amx_kernels()) continue;
+    for (const auto& [h, w] : {std::array<Index, 2>{26, 2600}, {1100, 61}, {120, 61}}) network(3, h, w, level);
+  }
+}
+
 }  // namespace
 
-int main() {
+int main(int arguments, char** argument) {
+  strips();
+  std::printf("strips on %s: %d failures\n", isa().c_str(), failures);
+  if (arguments > 1 && argument[1] == std::string("strips")) return failures != 0;
   for (const auto& [name, reason] : isas()) {
     if (!reason.empty()) {
       std::printf("%s: left out, %s\n", name.c_str(), reason.c_str());
@@ -269,7 +286,7 @@ int main() {
         if (name.rfind("amx", 0) == 0) {  // all else is avx512's
           set_isa(name);
           network(threads, h, w, Network::Level::bf16);
-          network(threads, h, w, Network::Level::half, true);
+          network(threads, h, w, Network::Level::half, 16, 32);
           ops_in_bf16(threads, n, h, w);
           continue;
         }

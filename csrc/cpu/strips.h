@@ -7,7 +7,6 @@
 #pragma once
 
 #include <algorithm>
-#include <functional>
 #include <vector>
 
 #include "layer.h"
@@ -23,8 +22,13 @@ class Strips {
   // By how many rows the strips of a layer start further up.
   Index shift(Index layer) const { return skewed_ ? layer : 0; }
   // The next layer: computes `region` from what the layer before gives there and one pixel around.
-  void add(const Rect& region, std::function<void(const Rect& strip)> compute);
-  void run();
+  void add(const Rect& region) { layers_.push_back({region, region.y0}); }
+  // What is computed, in this order.
+  struct Strip {
+    Index layer;
+    Rect part;
+  };
+  std::vector<Strip> order() const;
 
   // Rows that must be kept of a map whose last reader is `later` layers behind the one that writes it, in whole strips:
   // every layer is a strip ahead of the next, skewed a row, and a strip is read with its neighbours.
@@ -36,10 +40,9 @@ class Strips {
  private:
   struct Layer {
     Rect region;
-    std::function<void(const Rect&)> compute;
     Index done;  // rows above this one are computed
   };
-  void advance(std::size_t layer, Index until);
+  void advance(std::vector<Layer>& layers, std::size_t layer, Index until, std::vector<Strip>& order) const;
   Index rows_;
   bool skewed_;
   std::vector<Layer> layers_;
@@ -68,12 +71,16 @@ void feed(const Run<T>& run, Map<const S> x, const WeightsFor<T, S>& weights, co
     c.source = copy_of<T>(x);
     c.source.a.data += n * x.sn;
     Strips strips(kRows);
-    strips.add(part, [&](const Rect& strip) {
-      c.region = strip;
+    strips.add(part);
+    strips.add(region);
+    for (const Strips::Strip& strip : strips.order()) {
+      if (strip.layer > 0) {
+        next(n, constant(c.out), strip.part);
+        continue;
+      }
+      c.region = strip.part;
       convolve(run, weights, c);
-    });
-    strips.add(region, [&](const Rect& strip) { next(n, constant(c.out), strip); });
-    strips.run();
+    }
   }
 }
 

@@ -8,7 +8,6 @@
 
 #include "ahead.h"
 #include "norm.h"
-#include "threads.h"
 #include "winograd_points.h"
 
 namespace dblr {
@@ -146,8 +145,12 @@ WinogradTiling::WinogradTiling(const Rect& region, int tile, int threads, Index 
 }
 
 WinogradTiling::Block WinogradTiling::block(Index task) const {
-  const Index row = task / blocks, b = task % blocks, first = across * b / blocks;
-  return {row / down, (y0 + row % down) * tile - shift, (x0 + first) * tile, across * (b + 1) / blocks - first};
+  const Index n = task / tasks(), at = task % tasks();
+  // By columns where they are more than rows: threads' parts then have short borders.
+  const bool columns = blocks > down;
+  const Index row = columns ? at % down : at / blocks, b = columns ? at / down : at % blocks;
+  const Index first = across * b / blocks;
+  return {n, (y0 + row) * tile - shift, (x0 + first) * tile, across * (b + 1) / blocks - first};
 }
 
 Tile WinogradTiling::part(const Block& b, const Rect& region) const {
@@ -340,33 +343,28 @@ void BlockConvolution<V, T, In, Out>::compute(Index task, char* memory, const st
   }
 }
 
-template <class V, class T, class In, class Out>
-void compute(const Run<T>& run, const BlockConvolution<V, T, In, Out>& convolution) {
-  const Index tasks = convolution.tasks();
-  parallel(run.threads, tasks, convolution.scratch(), [&](Index task, char* memory) {
+template <class V, class T, class In, class Out> Stage BlockConvolution<V, T, In, Out>::stage() const {
+  Stage stage = {tasks(), scratch()};
+  stage.run = [convolution = *this](Index task, Index next, char* memory) {
     thread_local std::vector<Ahead> then;
     then.clear();
-    if (task + 1 < tasks) convolution.fetch(task + 1, then);
+    if (next >= 0) convolution.fetch(next, then);
     convolution.compute(task, memory, then);
-  });
+  };
+  stage.part = [tiling = tiling_, region = c_.region](Index task) {
+    return covered(tiling.part(tiling.block(task), region));
+  };
+  return stage;
 }
-
-namespace {
-
-template <class V, class T, class In, class Out>
-void convolve_with(const Run<T>& run, const Weights<T>& w, const Convolution<T, In, Out>& c) {
-  const int shares = c.moments || c.norm_sums ? 1 : run.threads;
-  compute(run, BlockConvolution<V, T, In, Out>(run, w, c, winograd_block(w.tile, w.in), shares));
-}
-
-}  // namespace
 
 template <class T, class In, class Out>
-void winograd_convolve(const Run<T>& run, const Weights<T>& w, const Convolution<T, In, Out>& c) {
+Stage winograd_stage(const Run<T>& run, const Weights<T>& w, const Convolution<T, In, Out>& c) {
+  const int shares = c.moments || c.norm_sums ? 1 : run.threads;
+  const Index most = winograd_block(w.tile, w.in);
   if constexpr (std::is_same<Out, Bf16>::value) {
-    if (w.bf16) return convolve_with<Bf16>(run, w, c);
+    if (w.bf16) return BlockConvolution<Bf16, T, In, Out>(run, w, c, most, shares).stage();
   }
-  convolve_with<T>(run, w, c);
+  return BlockConvolution<T, T, In, Out>(run, w, c, most, shares).stage();
 }
 
 #define INSTANTIATE(T)                                                                                              \
@@ -374,21 +372,18 @@ void winograd_convolve(const Run<T>& run, const Weights<T>& w, const Convolution
   template void winograd_pack(const Filter<T>&, const double*, int, Index, Index, Index, Index, T*);                \
   template void winograd_pack(const Filter<T>&, const double*, int, Index, Index, Index, Index, Bf16*);             \
   template struct TileLoader<T, T>;                                                                                 \
-  template void winograd_convolve(const Run<T>&, const Weights<T>&, const Convolution<T>&);
+  template Stage winograd_stage(const Run<T>&, const Weights<T>&, const Convolution<T>&);
 INSTANTIATE(float)
 INSTANTIATE(double)
-template void winograd_convolve(const Run<float>&, const Weights<float>&, const Convolution<float, float, Half>&);
-template void winograd_convolve(const Run<float>&, const Weights<float>&, const Convolution<float, Half, Half>&);
-template void winograd_convolve(const Run<float>&, const Weights<float>&, const Convolution<float, Half, float>&);
-template void winograd_convolve(const Run<float>&, const Weights<float>&, const Convolution<float, float, Bf16>&);
-template void winograd_convolve(const Run<float>&, const Weights<float>&, const Convolution<float, Bf16, Bf16>&);
+template Stage winograd_stage(const Run<float>&, const Weights<float>&, const Convolution<float, float, Half>&);
+template Stage winograd_stage(const Run<float>&, const Weights<float>&, const Convolution<float, Half, Half>&);
+template Stage winograd_stage(const Run<float>&, const Weights<float>&, const Convolution<float, Half, float>&);
+template Stage winograd_stage(const Run<float>&, const Weights<float>&, const Convolution<float, float, Bf16>&);
+template Stage winograd_stage(const Run<float>&, const Weights<float>&, const Convolution<float, Bf16, Bf16>&);
 template struct TileLoader<float, Bf16, Bf16>;
-#define INSTANTIATE_CONVOLUTION(V, T, S)     \
-  template class BlockConvolution<V, T, S, S>; \
-  template void compute(const Run<T>&, const BlockConvolution<V, T, S, S>&);
-INSTANTIATE_CONVOLUTION(float, float, float)
-INSTANTIATE_CONVOLUTION(double, double, double)
-INSTANTIATE_CONVOLUTION(Bf16, float, Bf16)
+template class BlockConvolution<float, float, float, float>;
+template class BlockConvolution<double, double, double, double>;
+template class BlockConvolution<Bf16, float, Bf16, Bf16>;
 // What reconstruct.cpp takes beside.
 #define INSTANTIATE_BLOCKS(T, In, V)                                                                                \
   template class WinogradBlocks<T, In, V>;                                                                          \

@@ -20,9 +20,9 @@ template <class T, class V>
 void winograd_pack(const Filter<T>& f, const double* scale, int tile, Index first, Index channels, Index stride,
                    Index position, V* to);
 
-// By the weights' own tiles and type of products.
+// By the weights' own tiles and type of products, for as long as `run` and they live.
 template <class T, class In, class Out>
-void winograd_convolve(const Run<T>& run, const Weights<T>& w, const Convolution<T, In, Out>& c);
+Stage winograd_stage(const Run<T>& run, const Weights<T>& w, const Convolution<T, In, Out>& c);
 
 // The most tiles in a block of a map of `in` channels: as many as suit the second-level cache.
 Index winograd_block(Index tile, Index in);
@@ -111,18 +111,16 @@ template <class V, class T, class In, class Out> class BlockConvolution {
   void fetch(Index task, std::vector<Ahead>& ahead) const { blocks_.fetch(c_.source, block(task), ahead); }
   // then: what is to be fetched beside the last products.
   void compute(Index task, char* memory, const std::vector<Ahead>& then) const;
+  // All of it, each thread fetching ahead what it is likely to go on with.
+  Stage stage() const;
 
  private:
   const Run<T>& run_;
   const Weights<T>& weights_;
-  const Convolution<T, In, Out>& c_;
+  Convolution<T, In, Out> c_;
   WinogradTiling tiling_;
   WinogradBlocks<T, In, V> blocks_;
   Rect readable_;
 };
-
-// All blocks, each thread fetching ahead what it is likely to go on with.
-template <class V, class T, class In, class Out>
-void compute(const Run<T>& run, const BlockConvolution<V, T, In, Out>& convolution);
 
 }  // namespace dblr

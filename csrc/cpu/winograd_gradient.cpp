@@ -147,7 +147,7 @@ void winograd_gradients(const Run<T>& run, const Weights<T>& w, const Convolutio
   WeightSums<T, S> sums(run, g);
   const BlockConvolution<S, T, S, S> data(run, w, c, kTiles, 1);
   if (run.threads > sums.tasks() / 2) {
-    compute(run, data);
+    run_stage(run.threads, data.stage());
     return add_all(run, sums);
   }
   const std::size_t scratch = std::max(sums.scratch(), data.scratch());

@@ -246,8 +246,8 @@ void bind_network(py::module_& m) {
            }),
            py::call_guard<py::gil_scoped_release>())
       .def("workspace_bytes",
-           [](const Network& self, Index h, Index w, Corners valid) {
-             return self.workspace_bytes(h, w, valid_part(valid, h, w));
+           [](const Network& self, Index h, Index w, Corners valid, std::size_t most) {
+             return self.workspace_bytes(h, w, valid_part(valid, h, w), most);
            })
       .def("thread_bytes",
            [](const Network& self, Index h, Index w, Corners valid) {
@@ -262,12 +262,12 @@ void bind_network(py::module_& m) {
              ys.data -= part.y0 * ys.sh + part.x0 * ys.sw;
              ys.h = xs.h;
              ys.w = xs.w;
-             const std::size_t needed = self.workspace_bytes(xs.h, xs.w, part);
+             const std::size_t needed = self.workspace_bytes(xs.h, xs.w, part, bytes);
              if (bytes < needed) {
                throw std::invalid_argument("workspace must hold " + std::to_string(needed) + " bytes, got " +
                                            std::to_string(bytes) + ".");
              }
-             self.run(threads, xs, part, reinterpret_cast<float*>(workspace), ys);
+             self.run(threads, xs, part, reinterpret_cast<float*>(workspace), bytes, ys);
            },
            py::call_guard<py::gil_scoped_release>());
 }

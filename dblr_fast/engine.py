@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import threading
 import weakref
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from . import levels
+from . import levels, memory
 from .backends import FoldedNetwork, requested, select
 from .held import tensors_of
 from .tiles import halo_of, plan
 
-# Workspace that a run may take unless the caller says otherwise; bounds memory for any picture size.
+# Workspace that a run may take unless the caller says otherwise; bounds memory for any picture size. On a CPU also this
+# part of what is available, for a system that runs out of memory ends the process without a word.
 DEFAULT_WORKSPACE = 1280 * 2**20
+AVAILABLE_PART = 0.5
 DEFAULT_WORKSPACE_GPU = 2048 * 2**20  # a whole 1920x1080 picture in 16 bits
 
 
@@ -31,6 +34,11 @@ def fold(model) -> FoldedNetwork:
     return FoldedNetwork(tuple(plain[:4]), tuple(body), tuple(plain[4:]), model.tail_skip)
 
 
+def _default_workspace() -> int:
+    available = memory.available()
+    return DEFAULT_WORKSPACE if available is None else min(DEFAULT_WORKSPACE, int(available * AVAILABLE_PART))
+
+
 class Engine:
     """Runs a DBLRNet in evaluation mode over pictures of any size.
 
@@ -40,8 +48,9 @@ class Engine:
     tile: "auto" (as few tiles as the workspace allows), "off", or the side of a square tile in pixels.
         Tiles carry the exact halo (35 pixels for Table I): tiled and whole results agree.
     device: where to run; None for the device of the model's parameters.
-    workspace: bytes that maps may take on the device; None for 1.25 GiB (2 GiB on a GPU), and less when memory is
-        short.
+    workspace: bytes that maps may take on the device; None for 1.25 GiB (2 GiB on a GPU), on a CPU no more than half
+        of the memory that is available as the engine is made, and less when memory runs out. Where that is short a
+        CPU keeps fewer rows of each map at a time (the same results, a few percent slower), then takes tiles.
 
     Raises ValueError or RuntimeError with one sentence when a choice cannot be had.
     """
@@ -61,7 +70,7 @@ class Engine:
         self._backend = select(self.device, requested() if name is None else name, self.precision)
         self.backend = self._backend.name
         if workspace is None:
-            workspace = DEFAULT_WORKSPACE if self.device.type == "cpu" else DEFAULT_WORKSPACE_GPU
+            workspace = _default_workspace() if self.device.type == "cpu" else DEFAULT_WORKSPACE_GPU
         self.workspace = workspace
         self.halo = halo_of(len(model.body()))
         self._network = self._state = None
@@ -91,9 +100,9 @@ class Engine:
     def _picture(self, frames: Tensor, out: Tensor) -> None:
         """One picture, tile by tile; when memory runs out, again with tiles of half the size."""
         h, w = frames.shape[2:]
-        needs = self._network.workspace_bytes
         workspace, previous = self.workspace, None
         while True:
+            needs = partial(self._network.workspace_bytes, most=workspace)
             key = h, w, workspace, needs(h, w)
             if key not in self._plans:
                 self._plans = {key: plan(h, w, self.tile, self.halo, workspace, needs)}
@@ -105,7 +114,7 @@ class Engine:
             try:
                 for tile in tiles:
                     out[:, :, tile.y0:tile.y1, tile.x0:tile.x1] = self._network(
-                        tile.crop(frames), tile.valid)
+                        tile.crop(frames), tile.valid, workspace)
                 return
             except (torch.OutOfMemoryError, MemoryError) as error:
                 workspace, previous = largest // 2, (largest, error)

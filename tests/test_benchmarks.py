@@ -162,9 +162,11 @@ def test_memory_of_all_is_compared_with_what_is_free(common):
 
 
 def test_memory(tmp_path):
-    run("memory.py", "64x48", "--json", tmp_path / "m.json")
-    row, = rows_of(tmp_path / "m.json")
-    assert row["peak_mib"] >= row["before_mib"] > 0
+    run("memory.py", "640x40", "--blocks", 1, "--precision", "fast", "--repeats", 1, "--json", tmp_path / "m.json")
+    whole, least = rows_of(tmp_path / "m.json")
+    assert whole["workspace_mib"] > least["workspace_mib"] > 0 and whole["ratio"] == 1 and least["ratio"] > 0
+    for row in (whole, least):
+        assert row["peak_mib"] >= row["net_mib"] > row["workspace_mib"] and row["median_s"] > 0
 
 
 def test_train_step(tmp_path):

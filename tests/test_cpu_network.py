@@ -121,6 +121,29 @@ def test_network_reuses_its_workspace_and_serves_threads_at_once():
     assert not failures
 
 
+@pytest.mark.parametrize("level", BACKEND.precisions())
+@torch.no_grad()
+def test_network_in_little_memory(level):
+    """Strips as high as fit: the same bits by all of them, down to one row of tiles."""
+    if BACKEND.precisions()[level]:
+        pytest.skip(BACKEND.precisions()[level])
+    network = BACKEND.network(folded(network_of(1)), level, torch.device("cpu"))
+    x = torch.rand(1, 5, 70, 640)
+    expected, size = network(x, (0, 70, 0, 640)), network.workspace_bytes(70, 640)
+    least = network.workspace_bytes(70, 640, 0)
+    assert least < size == network.workspace_bytes(70, 640, size)
+    between = network.workspace_bytes(70, 640, size - 1)
+    assert least <= between < size
+    for most in (least, between, size, 0):
+        network._spare.clear()
+        assert torch.equal(network(x, (0, 70, 0, 640), most), expected)
+        assert network._spare[0].numel() < max(most, least + 1), "it takes more than it was given"
+    with pytest.raises(ValueError, match="workspace must hold .* bytes, got 64"):
+        y, room = torch.empty(1, 1, 70, 640), torch.empty(64, dtype=torch.uint8)
+        network._network.run(1, (x.data_ptr(), 4, tuple(x.shape), x.stride()), (0, 70, 0, 640), room.data_ptr(), 64,
+                             (y.data_ptr(), 4, tuple(y.shape), y.stride()))
+
+
 @torch.no_grad()
 def test_fast_errs_little_more(isa):  # noqa: F811
     """F(6x6): 2 to 4 times the error of eager torch is what the level promises (README, "Precision")."""

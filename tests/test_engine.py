@@ -10,6 +10,7 @@ from cases import BACKENDS
 from test_model import SMALL, pair
 
 import dblr_fast
+from dblr_fast import memory
 from dblr_fast.engine import DEFAULT_WORKSPACE, Engine, engine_of
 from dblr_fast.tiles import grid, plan
 from tolerance import assert_close_as_eager, outputs
@@ -99,6 +100,38 @@ def test_maps_of_a_360p_picture_stay_small():
     assert network.workspace_bytes(720, 640) == network.workspace_bytes(360, 640)
 
 
+def test_rows_are_kept_in_less_memory_before_tiles_are_taken():
+    model = dblr_fast.DBLRNet(blocks=1).eval()
+    x = torch.rand(1, 5, 60, 640)
+    whole = Engine(model, backend="cpu", precision="fast")
+    expected, needs = whole(x), whole._network.workspace_bytes
+    assert needs(60, 640, 0) < needs(60, 640)
+    short = Engine(model, backend="cpu", precision="fast", workspace=needs(60, 640, 0))
+    assert torch.equal(short(x), expected)
+    network, calls = whole._network, []
+
+    class Scarce:
+        workspace_bytes = staticmethod(network.workspace_bytes)
+
+        def __call__(self, frames, valid, most):
+            calls.append((tuple(frames.shape[-2:]), most))
+            if needs(*frames.shape[-2:], most) > needs(60, 640, 0):
+                raise MemoryError
+            return network(frames, valid, most)
+
+    whole._network = Scarce()
+    assert torch.equal(whole(x), expected), "memory ran out, and fewer rows were enough"
+    assert len(calls) == 2 and calls[0][0] == calls[1][0] == (60, 640) and calls[1][1] < calls[0][1]
+
+
+@pytest.mark.parametrize("free, workspace", ((None, DEFAULT_WORKSPACE), (2**40, DEFAULT_WORKSPACE),
+                                             (100 * 2**20, 50 * 2**20)))
+def test_maps_take_no_more_than_half_of_the_memory_that_is_free(models, monkeypatch, free, workspace):
+    monkeypatch.setattr(memory, "available", lambda: free)
+    assert Engine(models[0], device="cpu").workspace == workspace
+    assert Engine(models[0], device="cpu", workspace=12345).workspace == 12345
+
+
 def test_grid_ends_at_the_border_or_the_halo():
     for t in grid(100, 90, 3, 2, 35):
         assert t.cy0 == max(0, t.y0 - 35) and t.cy1 == min(100, t.y1 + 35)
@@ -115,11 +148,11 @@ def test_smaller_tiles_when_memory_runs_out(models, monkeypatch):
         class Scarce:
             workspace_bytes = staticmethod(network.workspace_bytes)
 
-            def __call__(self, frames, valid):
+            def __call__(self, frames, valid, most=None):
                 sizes.append(frames.shape[-2:])
                 if frames.shape[-2] * frames.shape[-1] > 90 * 85:
                     raise torch.OutOfMemoryError("CUDA out of memory")
-                return network(frames, valid)
+                return network(frames, valid, most)
 
         engine._network = Scarce()
         torch.testing.assert_close(engine(x), whole, rtol=0, atol=1e-4 * whole.abs().max().item())

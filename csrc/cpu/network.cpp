@@ -139,21 +139,26 @@ template <class S> struct Network::Maps {
   char* memory_;
 };
 
-Strips Network::strips_of(Index h, Index w, const Rect& valid) const {
+Strips Network::strips_of(Index h, Index w, const Rect& valid, std::size_t most) const {
   if (!skewed_) return Strips(tile_);
   const Rect part = grow(valid, layers() - 2, h, w);  // what the body's input covers
   const Index row = std::max<Index>(part.w() * shape_.width * static_cast<Index>(sizeof(float)), 1);
   if (part.y1 * row <= kWholeBytes) return Strips((part.y1 + tile_ - 1) / tile_ * tile_);
   const Index bytes = strip_bytes(level_, !amx_.empty());
-  return Strips(std::max<Index>(bytes / (row * tile_), 1) * tile_, true);
+  Strips strips(std::max<Index>(bytes / (row * tile_), 1) * tile_, true);
+  while (strips.rows() > tile_ && maps_bytes(strips, h, w, valid) > most) strips = Strips(strips.rows() - tile_, true);
+  return strips;
 }
 
-std::size_t Network::workspace_bytes(Index h, Index w, const Rect& valid) const {
+std::size_t Network::maps_bytes(const Strips& strips, Index h, Index w, const Rect& valid) const {
   float base;  // only distances from it count
-  const Strips strips = strips_of(h, w, valid);
   if (level_ == Level::half && !split()) return Maps<Half>(*this, strips, h, w, valid, &base).used;
   if (level_ == Level::bf16 || split()) return Maps<Bf16>(*this, strips, h, w, valid, &base).used;
   return Maps<float>(*this, strips, h, w, valid, &base).used;
+}
+
+std::size_t Network::workspace_bytes(Index h, Index w, const Rect& valid, std::size_t most) const {
+  return maps_bytes(strips_of(h, w, valid, most), h, w, valid);
 }
 
 std::size_t Network::thread_bytes(Index, Index, const Rect&) const {
@@ -186,18 +191,20 @@ void Network::let_begin_early(const std::vector<Strips::Strip>& order, std::size
   }
 }
 
-void Network::run(int threads, Map<const float> x, const Rect& valid, float* workspace, Map<float> y) const {
+void Network::run(int threads, Map<const float> x, const Rect& valid, float* workspace, std::size_t bytes,
+                  Map<float> y) const {
   const auto run = level_ == Level::bf16 || split() ? &Network::run_with<Bf16>
                    : level_ == Level::half          ? &Network::run_with<Half>
                                                     : &Network::run_with<float>;
-  (this->*run)(threads, x, valid, workspace, y);
+  (this->*run)(threads, x, valid, strips_of(x.h, x.w, valid, bytes), workspace, y);
 }
 
 template <class S>
-void Network::run_with(int threads, Map<const float> x, const Rect& valid, float* workspace, Map<float> y) const {
+void Network::run_with(int threads, Map<const float> x, const Rect& valid, const Strips& kind, float* workspace,
+                       Map<float> y) const {
   const Run<float> run(threads, kernels_, bf16_);
   const Index h = x.h, w = x.w, count = layers() - 5;
-  Strips strips = strips_of(h, w, valid);
+  Strips strips = kind;
   const Maps<S> maps(*this, strips, h, w, valid, workspace);
   std::vector<std::atomic<bool>> overflow(layers() + 1);
   std::vector<std::function<Stage(const Rect& strip)>> stages;  // of each layer

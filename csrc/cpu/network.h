@@ -27,14 +27,16 @@ class Network {
   Network(int threads, const Shape& shape, const ConvPair<float>& stem, const std::vector<Layer>& body,
           const ConvPair<float>& tail, const float* w3, float b3, bool tail_skip, Level level);
 
-  // What run needs as workspace to give `valid` of an h x w picture, and what each thread takes beside it.
-  std::size_t workspace_bytes(Index h, Index w, const Rect& valid) const;
+  // What run takes of a workspace of `most` bytes to give `valid` of an h x w picture: the lower its strips, the less, and
+  // the more time. More than `most` where not even the lowest fit. And what each thread takes beside it.
+  std::size_t workspace_bytes(Index h, Index w, const Rect& valid, std::size_t most) const;
   std::size_t thread_bytes(Index h, Index w, const Rect& valid) const;
 
   // x: (1, frames, h, w); y: (1, 1, ...) of which `valid` is written. Layer k computes what the layers after
-  // it read: `valid` grown by the 35 - k of them, and clipped at the picture. Throws std::range_error where a value
-  // does not fit into 16 bits.
-  void run(int threads, Map<const float> x, const Rect& valid, float* workspace, Map<float> y) const;
+  // it read: `valid` grown by the 35 - k of them, and clipped at the picture. workspace: of `bytes`, as many as
+  // workspace_bytes says of them; results do not depend on how many. Throws std::range_error where a value does not fit
+  // into 16 bits.
+  void run(int threads, Map<const float> x, const Rect& valid, float* workspace, std::size_t bytes, Map<float> y) const;
 
   Index layers() const { return static_cast<Index>(amx_.empty() ? body_.size() + 5 : amx_.size() + 1); }
   const Shape& shape() const { return shape_; }
@@ -45,13 +47,15 @@ class Network {
   bool split() const { return level_ == Level::half && !amx_.empty(); }
 
   // How the layers' strips follow one another.
-  Strips strips_of(Index h, Index w, const Rect& valid) const;
+  Strips strips_of(Index h, Index w, const Rect& valid, std::size_t most) const;
+  std::size_t maps_bytes(const Strips& strips, Index h, Index w, const Rect& valid) const;
   void taps_later(std::vector<Strips::Strip>& order) const;
   void let_begin_early(const std::vector<Strips::Strip>& order, std::size_t i, bool skewed, Stage& stage) const;
   // The maps between the layers, of type S, of which a few rows are kept: where each lies in the workspace.
   template <class S> struct Maps;
   template <class S>
-  void run_with(int threads, Map<const float> x, const Rect& valid, float* workspace, Map<float> y) const;
+  void run_with(int threads, Map<const float> x, const Rect& valid, const Strips& strips, float* workspace,
+                Map<float> y) const;
 
   Shape shape_;
   const Kernels<float>& kernels_;

@@ -196,11 +196,14 @@ std::vector<double> network(int threads, Index h, Index w, Network::Level level,
                                m.random(tail), width, tail, tail};
   const Network net(threads, {frames, middle, width, tail}, head, body, end, m.random(tail * 9), 0.5f, true, level);
   const Map<float> x = m.map(1, frames, h, w, true), y = m.map(1, 1, h, w, false), part = m.map(1, 1, h, w, false);
-  const auto run = [&](const Rect& valid, const Map<float>& to) {
-    std::vector<float> workspace(net.workspace_bytes(h, w, valid) / sizeof(float), NAN);
-    net.run(threads, constant(x), valid, workspace.data(), to);
+  const auto run = [&](const Rect& valid, const Map<float>& to, std::size_t most = SIZE_MAX) {
+    const std::size_t bytes = net.workspace_bytes(h, w, valid, most);
+    std::vector<float> workspace(bytes / sizeof(float), NAN);
+    net.run(threads, constant(x), valid, workspace.data(), bytes, to);
   };
+  run(whole(h, w), part, 0);  // by the lowest strips
   run(whole(h, w), y);
+  expect(std::equal(y.data, y.data + h * w, part.data), "network in little memory");
   float size = 1;
   for (Index i = 0; i < h * w; i++) size = std::max(size, std::abs(y.data[i]));
   const float limit = level == Network::Level::half ? 0.1f : level == Network::Level::bf16 ? 0.1f * size : 1e-3f;

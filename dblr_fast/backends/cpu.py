@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -270,19 +271,24 @@ class CpuNetwork:
             *call.arrays(*folded.tail[4:]), folded.tail_skip, precision)
         self._spare: list[Tensor] = []  # workspaces not in use; as many as there were calls at a time
 
-    def workspace_bytes(self, height, width):
-        size = height, width, (0, height, 0, width)
-        return self._network.workspace_bytes(*size) + torch.get_num_threads() * self._network.thread_bytes(*size)
+    def workspace_bytes(self, height, width, most=None):
+        return sum(self._bytes(height, width, (0, height, 0, width), most))
 
-    def __call__(self, frames, valid):
+    def _bytes(self, height, width, valid, most) -> tuple[int, int]:
+        """What maps take, the fewer rows at a time the less is there for them, and what threads take beside."""
+        threads = torch.get_num_threads() * self._network.thread_bytes(height, width, valid)
+        left = sys.maxsize if most is None else max(most - threads, 0)
+        return self._network.workspace_bytes(height, width, valid, left), threads
+
+    def __call__(self, frames, valid, most=None):
         y0, y1, x0, x1 = valid
         h, w = frames.shape[2:]
         frames = frames.detach().float()
         out = torch.empty((1, 1, y1 - y0, x1 - x0), dtype=torch.float32)
-        workspace = self._workspace(self._network.workspace_bytes(h, w, valid))
+        size = self._bytes(h, w, valid, most)[0]
+        workspace = self._workspace(size)
         try:
-            self._network.run(torch.get_num_threads(), _view(frames), valid, workspace.data_ptr(),
-                              workspace.numel(), _view(out))
+            self._network.run(torch.get_num_threads(), _view(frames), valid, workspace.data_ptr(), size, _view(out))
         finally:
             self._spare.append(workspace)
         return out

@@ -62,10 +62,10 @@ class CudaNetwork:
     def _allocate(self, size: int) -> Tensor:
         return self._backend.allocate(size, self.device)
 
-    def workspace_bytes(self, height, width):
+    def workspace_bytes(self, height, width, most=None):
         return self._native.workspace_bytes(1, height, width)
 
-    def __call__(self, frames, valid):
+    def __call__(self, frames, valid, most=None):
         y0, y1, x0, x1 = valid
         h, w = frames.shape[2:]
         if not (0 <= y0 <= y1 <= h and 0 <= x0 <= x1 <= w):

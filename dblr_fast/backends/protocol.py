@@ -34,14 +34,18 @@ class FoldedNetwork:
 class Network(Protocol):
     """A FoldedNetwork made ready by a backend: weights packed, called many times."""
 
-    def workspace_bytes(self, height: int, width: int) -> int:
-        """Bytes that a run over one (height, width) picture needs beside its input and output."""
+    def workspace_bytes(self, height: int, width: int, most: int | None = None) -> int:
+        """Bytes that a run over one (height, width) picture needs beside its input and output.
 
-    def __call__(self, frames: Tensor, valid: tuple[int, int, int, int]) -> Tensor:
+        most: bytes that it may take; a network that can do with less, in more time, does so.
+        """
+
+    def __call__(self, frames: Tensor, valid: tuple[int, int, int, int], most: int | None = None) -> Tensor:
         """(1, T, H, W) luma -> (1, 1, y1-y0, x1-x0): rows y0..y1, columns x0..x1 of valid = (y0, y1, x0, x1).
 
         Every layer pads with zeros at the edges of `frames`. What lies outside `valid` need not be
-        computed but for the 35 - k pixels around it that layer k's output still feeds.
+        computed but for the 35 - k pixels around it that layer k's output still feeds. most: see workspace_bytes;
+        it changes no bit of the result.
         """
 
 

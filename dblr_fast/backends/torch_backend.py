@@ -205,12 +205,12 @@ class TorchNetwork:
         self.body = [ready(*pair) for pair in folded.body]
         self.tail_skip = folded.tail_skip
 
-    def workspace_bytes(self, height, width):
+    def workspace_bytes(self, height, width, most=None):
         # L34 holds the most: its input and output, and one of them again while ReLU is not in place.
         channels = 2 * self.tail[0].shape[0] + 3 * self.tail[0].shape[1]
         return height * width * channels * self.dtype.itemsize
 
-    def __call__(self, frames, valid):
+    def __call__(self, frames, valid, most=None):
         y0, y1, x0, x1 = valid
         with torch.no_grad(), _float32_products(frames, self.allow_tf32):
             out = self._run(frames.to(self.device, self.dtype))

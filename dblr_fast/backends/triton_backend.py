@@ -296,7 +296,7 @@ class TritonNetwork:
     def _layer(self, weight, bias):
         return self.kernels.convolution.pack_weights(weight.to(self.device), self.dtype), *_float(bias.to(self.device))
 
-    def workspace_bytes(self, height, width):
+    def workspace_bytes(self, height, width, most=None):
         # L34 holds the most: its input, L33's output, and nine planes for each block of channels; or, within the
         # body, four maps.
         narrow, wide = self.wide[0].inner, self.last[0].inner
@@ -304,7 +304,7 @@ class TritonNetwork:
         size = self.dtype.itemsize
         return height * width * max((narrow + wide) * size + 36 * blocks, 4 * narrow * size)
 
-    def __call__(self, frames, valid):
+    def __call__(self, frames, valid, most=None):
         with torch.no_grad(), self._here():
             frames = frames.detach().to(self.device)
             if not self._may_record(frames):

@@ -5,7 +5,7 @@
 
 "workspace MiB" is what maps may take: as many as the engine takes by itself, then the least that needs no tiles, with
 as few rows of each map at a time as it can do with. "net MiB" is the peak memory of a first run over what was held
-before it, weights included; "peak MiB" that of the whole process, each the median of three processes of their own;
+before it, weights included; "peak MiB" that of the whole process, each the median of some processes of their own;
 "ratio" the median over rounds of a run's time over the first's in the same round. The network has random weights. CPU
 only.
 """
@@ -26,7 +26,6 @@ from dblr_fast import Engine  # noqa: E402
 from dblr_fast.backends import get  # noqa: E402
 
 CPU = torch.device("cpu")
-PROCESSES = 3
 
 
 def parse():
@@ -35,6 +34,7 @@ def parse():
     parser.add_argument("--precision", nargs="+", default=["exact"], choices=LEVELS)
     parser.add_argument("--repeats", type=int, default=9, help="0: memory alone")
     parser.add_argument("--blocks", type=int, default=14, help="residual blocks of the network")
+    parser.add_argument("--processes", type=int, default=3, help="of which memory is the median (default: %(default)s)")
     parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)  # precision and workspace, in this process
     parser.add_argument("--json", help="where to write the results")
     return parser.parse_args()
@@ -68,8 +68,8 @@ def main():
             print(f"{precision} is left out: {reason}")
             continue
         sizes = workspaces(model, precision, frames)
-        memory = [net_memory.median_of_processes(PROCESSES, __file__, arguments.size, "--memory-of", precision, size,
-                                                 "--blocks", arguments.blocks) for size in sizes]
+        memory = [net_memory.median_of_processes(arguments.processes, __file__, arguments.size, "--memory-of", precision,
+                                                 size, "--blocks", arguments.blocks) for size in sizes]
         times = {}
         if arguments.repeats:
             runs = dict(zip(("whole", "least"), (engine(model, precision, size) for size in sizes)))

@@ -31,7 +31,6 @@ from steps import COMPILED, EAGER, LOOP, OURS  # noqa: E402
 PRECISIONS = {"none": "float32", "half": "half", "bf16": "bf16"}
 LEVELS = {"none": "exact", "half": "half", "bf16": "bf16"}
 FRAMES = 5
-PROCESSES = 5  # a third of eager torch's take two thirds of what the others do
 
 
 def parse():
@@ -45,6 +44,8 @@ def parse():
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--blocks", type=int, default=14, help="residual blocks of the network")
     parser.add_argument("--no-memory", action="store_true", help="leave out the process of its own for each")
+    # A third of eager torch's processes take two thirds of what the others do.
+    parser.add_argument("--processes", type=int, default=5, help="of which memory is the median (default: %(default)s)")
     parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)  # one candidate, in this process
     parser.add_argument("--json", help="where to write the results")
     return parser.parse_args()
@@ -93,7 +94,7 @@ def memories(found, size, arguments, device):
     net_memory.give_back()  # of the size before
     options = ["--sizes", size, "--blocks", arguments.blocks, *(["--avx2"] if arguments.avx2 else [])]
     return {(name, precision): net_memory.median_of_processes(
-        PROCESSES, __file__, "--memory-of", name, precision, *options)
+        arguments.processes, __file__, "--memory-of", name, precision, *options)
             for name, precision in found}
 
 

@@ -162,7 +162,8 @@ def test_memory_of_all_is_compared_with_what_is_free(common):
 
 
 def test_memory(tmp_path):
-    run("memory.py", "640x40", "--blocks", 1, "--precision", "fast", "--repeats", 1, "--json", tmp_path / "m.json")
+    run("memory.py", "640x40", "--blocks", 1, "--precision", "fast", "--repeats", 1, "--processes", 1,
+        "--json", tmp_path / "m.json")
     whole, least = rows_of(tmp_path / "m.json")
     assert whole["workspace_mib"] > least["workspace_mib"] > 0 and whole["ratio"] == 1 and least["ratio"] > 0
     for row in (whole, least):
@@ -171,7 +172,7 @@ def test_memory(tmp_path):
 
 def test_train_step(tmp_path):
     out = run("train_step.py", "--autocast", "none", "bf16", "--sizes", "2x16x12", "--blocks", 1, "--repeats", 1,
-              "--json", tmp_path / "t.json")
+              "--processes", 1, "--json", tmp_path / "t.json")
     rows = rows_of(tmp_path / "t.json")
     names = {"eager torch", "ours"}
     assert {row["candidate"] for row in rows if row["precision"] == "float32"} == names

@@ -46,6 +46,12 @@ def random_network(**options):
     return model
 
 
+def shape(size):
+    """(batch, height, width) of WIDTHxHEIGHT or BATCHxWIDTHxHEIGHT."""
+    *batch, width, height = (int(v) for v in size.split("x"))
+    return (batch[0] if batch else 1), height, width
+
+
 def operations(model, height, width):
     """Operations (a multiply-add counts two) of one frame, as direct convolutions (3.455 TFLOP at 1280x720)."""
     per_pixel = 0

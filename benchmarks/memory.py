@@ -6,24 +6,21 @@
 "workspace MiB" is what maps may take: as many as the engine takes by itself, then the least that needs no tiles, with
 as few rows of each map at a time as it can do with. "net MiB" is the peak memory of a first run over what was held
 before it, weights included; "peak MiB" that of the whole process, each the median of some processes of their own;
-"ratio" the median over rounds of a run's time over the first's in the same round. The network has random weights. CPU
-only.
+"ratio" the median over rounds of a run's time over the first's in the same round. The network has random weights. Of
+C's allocator nothing is set, as other benchmarks do. CPU only.
 """
 
 import argparse
 import statistics
 
-import environment
+import common
+import net_memory
+import torch
+from common import shape
 
-environment.prepare()
-
-import common  # noqa: E402  (after the environment is set)
-import net_memory  # noqa: E402
-import torch  # noqa: E402
-from throughput import LEVELS, shape  # noqa: E402
-
-from dblr_fast import Engine  # noqa: E402
-from dblr_fast.backends import get  # noqa: E402
+from dblr_fast import Engine
+from dblr_fast.backends import get
+from dblr_fast.levels import LEVELS
 
 CPU = torch.device("cpu")
 

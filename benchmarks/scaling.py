@@ -21,7 +21,8 @@ import candidates  # noqa: E402  (after the environment is set)
 import common  # noqa: E402
 import steps  # noqa: E402
 import torch  # noqa: E402
-from throughput import LEVELS, shape  # noqa: E402
+from common import shape  # noqa: E402
+from throughput import LEVELS  # noqa: E402
 from train_step import FRAMES, PRECISIONS, batch_of  # noqa: E402
 
 CPU = torch.device("cpu")

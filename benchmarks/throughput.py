@@ -30,6 +30,7 @@ import common  # noqa: E402
 import net_memory  # noqa: E402
 import peers  # noqa: E402
 import torch  # noqa: E402
+from common import shape  # noqa: E402
 from peers.reference import Crop  # noqa: E402
 
 import dblr_fast  # noqa: E402
@@ -57,12 +58,6 @@ def parse():
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)  # one candidate, in this process
     parser.add_argument("--json", help="where to write the results")
     return parser.parse_args()
-
-
-def shape(size):
-    """(batch, height, width) of WIDTHxHEIGHT or BATCHxWIDTHxHEIGHT."""
-    *batch, width, height = (int(v) for v in size.split("x"))
-    return (batch[0] if batch else 1), height, width
 
 
 @torch.no_grad()

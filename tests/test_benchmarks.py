@@ -170,6 +170,14 @@ def test_memory(tmp_path):
         assert row["peak_mib"] >= row["net_mib"] > row["workspace_mib"] and row["median_s"] > 0
 
 
+def test_sizes(tmp_path):
+    run("sizes.py", "16x12", "2x32x24", "--blocks", 1, "--repeats", 2, "--json", tmp_path / "s.json")
+    small, large = rows_of(tmp_path / "s.json")
+    assert (small["size"], small["over"]) == ("16x12", 1) and large["over"] > 0 and large["median_ns"] > 0
+    low, high = large["over_quartiles"]
+    assert low <= large["over"] <= high
+
+
 def test_train_step(tmp_path):
     out = run("train_step.py", "--autocast", "none", "bf16", "--sizes", "2x16x12", "--blocks", 1, "--repeats", 1,
               "--processes", 1, "--json", tmp_path / "t.json")

@@ -200,11 +200,10 @@ void Network::run(int threads, Map<const float> x, const Rect& valid, float* wor
 }
 
 template <class S>
-void Network::run_with(int threads, Map<const float> x, const Rect& valid, const Strips& kind, float* workspace,
+void Network::run_with(int threads, Map<const float> x, const Rect& valid, Strips strips, float* workspace,
                        Map<float> y) const {
   const Run<float> run(threads, kernels_, bf16_);
   const Index h = x.h, w = x.w, count = layers() - 5;
-  Strips strips = kind;
   const Maps<S> maps(*this, strips, h, w, valid, workspace);
   std::vector<std::atomic<bool>> overflow(layers() + 1);
   std::vector<std::function<Stage(const Rect& strip)>> stages;  // of each layer

@@ -46,7 +46,7 @@ class Network {
 
   bool split() const { return level_ == Level::half && !amx_.empty(); }
 
-  // How the layers' strips follow one another.
+  // How the layers' strips follow one another, no layers in them yet: of skewed ones the highest whose maps fit.
   Strips strips_of(Index h, Index w, const Rect& valid, std::size_t most) const;
   std::size_t maps_bytes(const Strips& strips, Index h, Index w, const Rect& valid) const;
   void taps_later(std::vector<Strips::Strip>& order) const;
@@ -54,8 +54,7 @@ class Network {
   // The maps between the layers, of type S, of which a few rows are kept: where each lies in the workspace.
   template <class S> struct Maps;
   template <class S>
-  void run_with(int threads, Map<const float> x, const Rect& valid, const Strips& strips, float* workspace,
-                Map<float> y) const;
+  void run_with(int threads, Map<const float> x, const Rect& valid, Strips strips, float* workspace, Map<float> y) const;
 
   Shape shape_;
   const Kernels<float>& kernels_;

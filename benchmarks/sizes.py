@@ -2,14 +2,13 @@
 
     python benchmarks/sizes.py 640x360 1280x720 --precision exact fast half bf16 --json benchmarks/results/pixels_cpu.json
 
-A round runs each size once, a pause before each, every other round in the opposite order; "over" is the median over
-rounds of the time per pixel within a round, over that of the first size, with its quartiles. The network has random
-weights. CPU only.
+A round runs each size once, a pause before each; "over" is the median over rounds of the time per pixel within a
+round, over that of the first size, with its quartiles. The network has random weights. CPU only.
 """
 
 import argparse
 import statistics
-import time
+from functools import partial
 
 import environment
 
@@ -41,14 +40,8 @@ def parse():
 
 def seconds_a_pixel(engine, pictures, repeats):
     """{size: [seconds]} of each round."""
-    times = {size: [] for size in pictures}
-    for round_ in range(repeats + 1):  # the first is warm-up
-        for size, frames in list(pictures.items())[:: -1 if round_ % 2 else 1]:
-            time.sleep(common.PAUSE)
-            seconds = common.timed(lambda frames=frames: engine(frames), CPU)
-            if round_:
-                times[size].append(seconds / (frames.shape[0] * frames.shape[2] * frames.shape[3]))
-    return times
+    times = common.interleaved({size: partial(engine, frames) for size, frames in pictures.items()}, repeats, CPU)
+    return {size: [t / pictures[size][:, 0].numel() for t in seconds] for size, seconds in times.items()}
 
 
 def main():

@@ -18,6 +18,7 @@ from .tiles import halo_of, plan
 # part of what is available, for a system that runs out of memory ends the process without a word.
 DEFAULT_WORKSPACE = 1280 * 2**20
 AVAILABLE_PART = 0.5
+LEAST_WORKSPACE = 64 * 2**20  # however little is available: tiles so small that they are nearly all halo would take hours
 DEFAULT_WORKSPACE_GPU = 2048 * 2**20  # a whole 1920x1080 picture in 16 bits
 
 
@@ -36,7 +37,9 @@ def fold(model) -> FoldedNetwork:
 
 def _default_workspace() -> int:
     available = memory.available()
-    return DEFAULT_WORKSPACE if available is None else min(DEFAULT_WORKSPACE, int(available * AVAILABLE_PART))
+    if available is None:
+        return DEFAULT_WORKSPACE
+    return min(DEFAULT_WORKSPACE, max(LEAST_WORKSPACE, int(available * AVAILABLE_PART)))
 
 
 class Engine:
@@ -49,8 +52,8 @@ class Engine:
         Tiles carry the exact halo (35 pixels for Table I): tiled and whole results agree.
     device: where to run; None for the device of the model's parameters.
     workspace: bytes that maps may take on the device; None for 1.25 GiB (2 GiB on a GPU), on a CPU no more than half
-        of the memory that is available as the engine is made, and less when memory runs out. Where that is short a
-        CPU keeps fewer rows of each map at a time (the same results, a few percent slower), then takes tiles.
+        of the memory that is available as the engine is made, or 64 MiB, and less when memory runs out. Where that is
+        short a CPU keeps fewer rows of each map at a time (the same results, a few percent slower), then takes tiles.
 
     Raises ValueError or RuntimeError with one sentence when a choice cannot be had.
     """

@@ -125,7 +125,7 @@ def test_rows_are_kept_in_less_memory_before_tiles_are_taken():
 
 
 @pytest.mark.parametrize("free, workspace", ((None, DEFAULT_WORKSPACE), (2**40, DEFAULT_WORKSPACE),
-                                             (100 * 2**20, 50 * 2**20)))
+                                             (200 * 2**20, 100 * 2**20), (0, 64 * 2**20)))
 def test_maps_take_no_more_than_half_of_the_memory_that_is_free(models, monkeypatch, free, workspace):
     monkeypatch.setattr(memory, "available", lambda: free)
     assert Engine(models[0], device="cpu").workspace == workspace

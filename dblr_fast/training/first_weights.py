@@ -257,6 +257,9 @@ def main(argv=None):
 
         build_pack(args.source, args.out, args.runs)
     else:
+        from .memory import keep_freed_memory
+
+        keep_freed_memory()  # as `dblr-fast train` does
         train(args)
 
 

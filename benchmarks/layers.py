@@ -3,22 +3,20 @@
     python benchmarks/layers.py --size 1280x720 --precision half --json benchmarks/results/layers.json
 
 Runs the engine with CUDA graphs off under torch's profiler, so that each kernel is timed where it runs, with
-the caches as its predecessor left them. The floor of a layer is the larger of its operations at the rate of
-torch's own matrix product and its bytes (maps read and written once) at the rate of a device-to-device copy,
-both measured in the same run.
+the caches as its predecessor left them, over --calls frames in a row, as those of a video come: then the clock is
+the one that the power limit allows. Weights and pictures are random, for zeros take less power. The floor of a layer
+is the larger of its operations at the rate of torch's own matrix product and its bytes (maps read and written once)
+at the rate of a device-to-device copy, both measured in the same run.
 """
 
 import argparse
 import os
 import statistics
 
-os.environ["DBLR_FAST_GRAPHS"] = "off"
-
 import common
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-import dblr_fast
 from dblr_fast.engine import Engine
 
 
@@ -47,20 +45,31 @@ def layers(model, height, width, size):
     return rows
 
 
-def kernel_times(engine, frames, repeats):
-    """[(kernel's name, median seconds)] in the order of launch."""
-    for _ in range(3):
-        engine(frames)
-    runs = []
-    for _ in range(repeats):
+def frame_by_frame(launches, frames):
+    """[(kernel's name, median seconds)] in the order of launch.
+
+    launches: [(start, name, seconds)] of so many frames in a row, each of which launches the same kernels.
+    """
+    launches = sorted(launches)
+    count, rest = divmod(len(launches), frames)
+    names = [name for _, name, _ in launches[:count]]
+    if rest or [name for _, name, _ in launches] != names * frames:
+        raise RuntimeError(f"the {frames} frames launched different kernels")
+    return [(name, statistics.median(seconds for _, _, seconds in launches[i::count])) for i, name in enumerate(names)]
+
+
+def kernel_times(engine, inputs, calls):
+    """The same of the engine's frames, which take inputs in turn. As many come before, unmeasured."""
+    def run():
+        for i in range(calls):
+            engine(inputs[i % len(inputs)])
         torch.cuda.synchronize()
-        with profile(activities=[ProfilerActivity.CUDA]) as trace:
-            engine(frames)
-            torch.cuda.synchronize()
-        events = [e for e in trace.events() if e.device_type == torch.autograd.DeviceType.CUDA]
-        runs.append(sorted((e.time_range.start, e.name, e.time_range.elapsed_us()) for e in events))
-    assert len({len(run) for run in runs}) == 1, "the runs launched different numbers of kernels"
-    return [(run[0][1], statistics.median(e[2] for e in run) / 1e6) for run in zip(*runs)]
+
+    run()
+    with profile(activities=[ProfilerActivity.CUDA]) as trace:
+        run()
+    return frame_by_frame([(e.time_range.start, e.name, e.time_range.elapsed_us() / 1e6) for e in trace.events()
+                           if e.device_type == torch.autograd.DeviceType.CUDA], calls)
 
 
 def main():
@@ -68,15 +77,15 @@ def main():
     parser.add_argument("--size", default="1280x720", help="WIDTHxHEIGHT")
     parser.add_argument("--precision", default="half", choices=["exact", "fast", "half", "bf16"])
     parser.add_argument("--backend", default="cuda")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--calls", type=int, default=40, help="frames in a row")
     parser.add_argument("--json", help="where to write the results")
     arguments = parser.parse_args()
+    os.environ["DBLR_FAST_GRAPHS"] = "off"
     device = torch.device("cuda")
     width, height = (int(v) for v in arguments.size.split("x"))
-    torch.manual_seed(0)
-    model = dblr_fast.DBLRNet(init="identity").eval().to(device)
+    model = common.random_network().to(device)
     engine = Engine(model, backend=arguments.backend, precision=arguments.precision, device=device, tile="off")
-    frames = torch.rand(1, model.frames, height, width, device=device)
+    inputs = [torch.rand(1, model.frames, height, width, device=device) for _ in range(3)]
     rate, bandwidth = common.peak_rate(device, arguments.precision), copy_rate(device)
     print(f"{common.machine(device)}\n{rate / 1e12:.0f} TFLOP/s, {bandwidth / 1e12:.2f} TB/s")
     size = common.DTYPES[arguments.precision].itemsize
@@ -84,17 +93,18 @@ def main():
               for name, work, moved in layers(model, height, width, size)]
     convolutions = iter(floors)
     rows = []
-    for name, seconds in kernel_times(engine, frames, arguments.repeats):
+    for name, seconds in kernel_times(engine, inputs, arguments.calls):
         convolves = any(part in name for part in ("stem", "conv3x3", "planes_convolution"))
         layer, floor = next(convolutions, ("", 0.0)) if convolves else ("", 0.0)
         rows.append(dict(layer=layer, kernel=name[:80], seconds=seconds, floor_s=floor,
                          of_floor=floor / seconds if floor else None))
         print(f"{layer:8} {seconds * 1e6:9.1f} us  floor {floor * 1e6:7.1f}  {name[:70]}")
     total, floor = sum(r["seconds"] for r in rows), sum(f for _, f in floors)
-    print(f"sum of kernels {total * 1e3:.3f} ms, floor {floor * 1e3:.3f} ms ({floor / total:.2f} of it)")
+    print(f"sum of kernels of a frame, of {arguments.calls} in a row, {total * 1e3:.3f} ms, floor {floor * 1e3:.3f} ms "
+          f"({floor / total:.2f} of it)")
     if arguments.json:
         common.write_json(arguments.json, device, rows, size=arguments.size, precision=arguments.precision,
-                          sum_s=total, floor_s=floor, matrix_product_tflops=rate / 1e12,
+                          calls=arguments.calls, sum_s=total, floor_s=floor, matrix_product_tflops=rate / 1e12,
                           copy_tb_per_s=bandwidth / 1e12)
 
 

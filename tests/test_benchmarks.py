@@ -54,6 +54,17 @@ def test_operations_of_one_frame(common):
     assert round(common.operations(dblr_fast.DBLRNet(), 720, 1280) / 1e12, 3) == 3.455
 
 
+def test_kernels_of_frames_in_a_row(common):
+    import layers
+
+    launches = [(10 * frame + i, name, seconds) for frame, times in enumerate([(3, 1), (1, 2), (2, 9)])
+                for i, (name, seconds) in enumerate(zip("ab", times))]
+    assert layers.frame_by_frame(launches[::-1], 3) == [("a", 2), ("b", 2)]
+    for other in (launches[:-1], [*launches[:-1], (21, "a", 1)]):
+        with pytest.raises(RuntimeError, match="the 3 frames launched different kernels"):
+            layers.frame_by_frame(other, 3)
+
+
 @pytest.mark.parametrize("options", [
     dict(), dict(frames=3, tail_skip=False), dict(frames=7), dict(variant="multi"), dict(variant="single", frames=1),
 ], ids=str)

@@ -76,7 +76,8 @@ class Engine:
             workspace = _default_workspace() if self.device.type == "cpu" else DEFAULT_WORKSPACE_GPU
         self.workspace = workspace
         self.halo = halo_of(len(model.body()))
-        self._network = self._state = None
+        self._network = self._state = None  # of the weights when they were last read
+        self._queues = self.device.type == "cuda"  # calls return before the work is done
         self._plans: dict = {}
         self._lock = threading.Lock()
 
@@ -92,13 +93,28 @@ class Engine:
         if frames.dtype != torch.float32:
             raise ValueError(f"wanted float32 luma in [0, 1], got {frames.dtype}; convert it first")
         with self._lock, torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            self._refresh()
             n, _, h, w = frames.shape
             out = torch.empty((n, 1, h, w), dtype=torch.float32, device=frames.device)
             moved = frames.detach().to(self.device)
-            for i in range(n):
-                self._picture(moved[i:i + 1], out[i:i + 1])
+            if self._may_begin():
+                self._pictures(moved, out)
+                if not self._refresh():
+                    return out
+            else:
+                self._refresh()
+            self._pictures(moved, out)
             return out
+
+    def _may_begin(self) -> bool:
+        """Whether to begin with the weights as they were last seen. A GPU then works while they are compared, which
+        takes longer than launching; where they turn out to have changed, what it made is made again."""
+        if not self._queues or self._state is None:
+            return False
+        return self.device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
+
+    def _pictures(self, frames: Tensor, out: Tensor) -> None:
+        for i in range(len(frames)):
+            self._picture(frames[i:i + 1], out[i:i + 1])
 
     def _picture(self, frames: Tensor, out: Tensor) -> None:
         """One picture, tile by tile; when memory runs out, again with tiles of half the size."""
@@ -122,12 +138,14 @@ class Engine:
             except (torch.OutOfMemoryError, MemoryError) as error:
                 workspace, previous = largest // 2, (largest, error)
 
-    def _refresh(self) -> None:
-        """Folds and packs the weights again if any parameter or running statistic has changed."""
+    def _refresh(self) -> bool:
+        """Folds and packs the weights again if any parameter or running statistic has changed; whether it did."""
         state = self._fingerprint()
-        if self._network is None or state is None or state != self._state:
-            self._network = self._backend.network(fold(self.model), self.precision, self.device)
-            self._state = state
+        if self._network is not None and state is not None and state == self._state:
+            return False
+        self._network = self._backend.network(fold(self.model), self.precision, self.device)
+        self._state = state
+        return True
 
     def _fingerprint(self):
         """What identifies the weights' values; None when nothing can, so that they are read each time."""

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import types
 import weakref
 
 import pytest
@@ -198,6 +199,33 @@ def test_changed_weights_are_seen(backend, change):
         wanted = specification.eval()(x)
     assert not torch.equal(before, after)
     torch.testing.assert_close(after, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("change", [change for change in CHANGES if change != "through .data"])
+def test_changed_weights_are_seen_where_the_device_works_while_they_are_compared(change):
+    model = dblr_fast.DBLRNet(**SMALL).eval()
+    engine, x = Engine(model, backend="torch"), torch.rand(2, 5, 9, 12)
+    engine._queues = True  # as on a GPU
+    calls = []
+
+    class Counted:
+        def __init__(self, network):
+            self.network, self.workspace_bytes = network, network.workspace_bytes
+
+        def __call__(self, *arguments):
+            calls.append(self.network)
+            return self.network(*arguments)
+
+    network_of = engine._backend.network
+    engine._backend = types.SimpleNamespace(network=lambda *arguments: Counted(network_of(*arguments)))
+    with torch.no_grad():
+        before = engine(x)
+        assert torch.equal(engine(x), before) and len(calls) == 4 and len(set(map(id, calls))) == 1
+        CHANGES[change](model)
+        calls.clear()
+        after = engine(x)
+        assert len(calls) == 4 and calls[0] is calls[1] is not calls[2] and calls[2] is calls[3], "begun, made again"
+        assert torch.equal(after, Engine(model, backend="torch")(x)) and not torch.equal(after, before)
 
 
 def test_changed_inference_tensors_are_seen(backend):

@@ -1,6 +1,6 @@
 """The 3x3 convolution whose input is a few planes (N, T, H, W) in any strides: L1, and the gradient of L35.
 
-All 9 T products of a pixel are gathered as one column of a matrix, so the work is one step of a product. L1 leaves its
+A frame is one step of a product: its nine taps, gathered for each pixel, by the weights of all channels. L1 leaves its
 48 channels in memory, in the maps' type: computing them again for each of L2's nine taps would double L2's products
 (counted for 1280x720 in 16 bits: 86 us more, against 41 us to write and read 48 channels at 4.3 TB/s).
 """
@@ -17,6 +17,53 @@ from .common import INTERPRETED, SIZES, block_m, ceil_div, multiply, narrow, pow
 from .weight_gradient import add_up, ranges_of
 
 
+@triton.jit(do_not_specialize=SIZES)
+def planes_convolution(x, weights, y, bias, mask, partial, tiles, height, width, stride_n, stride_t, stride_y, stride_x,
+                       COUT: tl.constexpr, FRAMES: tl.constexpr, RELU: tl.constexpr, PRODUCTS: tl.constexpr,
+                       BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr):
+    """y (N, H, W, COUT) = mask(act(conv + bias)); weights (COUT padded, FRAMES * 16): a tap is at 4 * row + column.
+
+    tiles: of a picture; partial (N * tiles, 2, COUT): sums. Rows of 4 taps and one frame at a time, with addresses of
+    32 bits within its plane, keep instructions few whether or not the compiler knows which tap a thread reads.
+    """
+    BLOCKS_M: tl.constexpr = (COUT + BLOCK_M - 1) // BLOCK_M
+    part = tl.program_id(0) // BLOCKS_M
+    tile = part % tiles
+    picture = (part // tiles).to(tl.int64)
+    m = tl.program_id(0) % BLOCKS_M * BLOCK_M + tl.arange(0, BLOCK_M)
+    p = tl.arange(0, BLOCK_P)
+    k = tl.arange(0, 16)
+    at = tile * BLOCK_P + p
+    valid = at < height * width
+    row, column = k >> 2, k & 3
+    px = (at % width)[:, None] + column[None, :] - 1
+    py = (at // width)[:, None] + row[None, :] - 1
+    inside = valid[:, None] & ((row < 3) & (column < 3))[None, :] & (py >= 0) & (py < height) & (px >= 0) & (px < width)
+    address = py * stride_y + px * stride_x
+    a = weights + (m * (16 * FRAMES))[:, None] + k[None, :]
+    x += picture * stride_n
+    v = tl.zeros((BLOCK_P, BLOCK_M), tl.float32)
+    for t in tl.static_range(FRAMES):
+        b = tl.load(x + address, mask=inside, other=0.0)
+        v = multiply(narrow(b.to(tl.float32), weights.dtype.element_ty), tl.trans(tl.load(a + 16 * t)), v, PRODUCTS)
+        x += stride_t
+    channel = m < COUT
+    keep = valid[:, None] & channel[None, :]
+    at = (picture * height * width + tile * BLOCK_P) * COUT + (p * COUT)[:, None] + m[None, :]
+    if bias is not None:
+        v += tl.load(bias + m, mask=channel, other=0.0)[None, :]
+    if RELU:
+        v = relu(v)
+    if mask is not None:
+        v = tl.where(tl.load(mask + at, mask=keep, other=0.0).to(tl.float32) > 0, v, 0.0)
+    tl.store(y + at, narrow(v, y.dtype.element_ty), mask=keep)
+    if partial is not None:
+        total = tl.sum(tl.where(keep, v, 0.0), 0)
+        partial += part.to(tl.int64) * 2 * COUT
+        tl.store(partial + m, total, mask=channel)
+        tl.store(partial + COUT + m, total, mask=channel)
+
+
 @triton.jit
 def _gather(x, at, valid, height, width, stride_n, stride_t, stride_y, stride_x, TERMS: tl.constexpr,
             BLOCK_K: tl.constexpr):
@@ -31,38 +78,6 @@ def _gather(x, at, valid, height, width, stride_n, stride_t, stride_y, stride_x,
     inside = valid[None, :] & (k < TERMS) & (py >= 0) & (py < height) & (px >= 0) & (px < width)
     address = picture * stride_n + frame.to(tl.int64) * stride_t + py.to(tl.int64) * stride_y + px * stride_x
     return tl.load(x + address, mask=inside, other=0.0)
-
-
-@triton.jit(do_not_specialize=SIZES)
-def planes_convolution(x, weights, y, bias, mask, partial, pixels, height, width, stride_n, stride_t, stride_y,
-                       stride_x, COUT: tl.constexpr, TERMS: tl.constexpr, RELU: tl.constexpr, PRODUCTS: tl.constexpr,
-                       BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr):
-    """y (N, H, W, COUT) = mask(act(conv + bias)); weights (COUT padded, BLOCK_K); partial (tiles, 2, COUT): sums."""
-    BLOCKS_M: tl.constexpr = (COUT + BLOCK_M - 1) // BLOCK_M
-    tile = tl.program_id(0) // BLOCKS_M
-    m = tl.program_id(0) % BLOCKS_M * BLOCK_M + tl.arange(0, BLOCK_M)
-    p = tl.arange(0, BLOCK_P)
-    at = tile * BLOCK_P + p
-    valid = at < pixels
-    a = tl.load(weights + (m * BLOCK_K)[:, None] + tl.arange(0, BLOCK_K)[None, :])
-    b = _gather(x, at, valid, height, width, stride_n, stride_t, stride_y, stride_x, TERMS, BLOCK_K)
-    b = narrow(b.to(tl.float32), a.dtype)
-    v = tl.trans(multiply(a, b, tl.zeros((BLOCK_M, BLOCK_P), tl.float32), PRODUCTS))
-    channel = m < COUT
-    keep = valid[:, None] & channel[None, :]
-    at = tile.to(tl.int64) * BLOCK_P * COUT + (p * COUT)[:, None] + m[None, :]
-    if bias is not None:
-        v += tl.load(bias + m, mask=channel, other=0.0)[None, :]
-    if RELU:
-        v = relu(v)
-    if mask is not None:
-        v = tl.where(tl.load(mask + at, mask=keep, other=0.0).to(tl.float32) > 0, v, 0.0)
-    tl.store(y + at, narrow(v, y.dtype.element_ty), mask=keep)
-    if partial is not None:
-        total = tl.sum(tl.where(keep, v, 0.0), 0)
-        partial += tile.to(tl.int64) * 2 * COUT
-        tl.store(partial + m, total, mask=channel)
-        tl.store(partial + COUT + m, total, mask=channel)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -112,41 +127,49 @@ def shifted_sum(taps, bias, y, blocks, height, width, y0, x0, rows, columns, are
 
 
 def _option(cout: int) -> dict:
-    """The first configuration: a thread gathers 32 of a block's values, each by an address of its own."""
+    """What sums are taken with: a thread gathers 32 of a block's values, each by an address of its own."""
     return dict(BLOCK_M=min(block_m(cout), 64), BLOCK_P=64, num_warps=4)
 
 
-def _options(cout: int, sums: bool) -> list[dict]:
+def _options(cout: int, dtype: torch.dtype, sums: bool) -> list[dict]:
     """Sums over a block's pixels leave one configuration alone."""
-    first = _option(cout)
+    option = _option(cout)
     if sums or INTERPRETED:
-        return [first]
-    return [first, *(first | dict(BLOCK_P=p, num_warps=warps) for p, warps in ((128, 8), (128, 4), (64, 8)))]
+        return [option]
+    # In 16 bits a thread has registers for all channels of a pixel of its own. For L1 on Hopper, Triton 3.6 then spends
+    # 704 instructions a pixel, 992 with two threads a pixel; Triton 3.9 spends 1408, and 896 with two.
+    own = ((128, 4), (256, 8)) if dtype.itemsize == 2 else ()
+    return [option | dict(BLOCK_P=p, num_warps=warps) for p, warps in (*own, (64, 4), (128, 8))]
 
 
 def pack_planes(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """weight (COUT, T, 3, 3) -> (COUT padded, 9 T padded)."""
-    cout, terms = weight.shape[0], weight[0].numel()
+    """weight (COUT, T, 3, 3) -> (COUT padded, T * 16), a tap at 4 * row + column."""
+    cout = weight.shape[0]
     step = block_m(cout)
-    return torch.nn.functional.pad(weight.reshape(cout, terms).to(dtype), (
-        0, power_of_2(terms) - terms, 0, ceil_div(cout, step) * step - cout))
+    rows = ceil_div(cout, step) * step - cout
+    return torch.nn.functional.pad(weight.to(dtype), (0, 1, 0, 1, 0, 0, 0, rows)).flatten(1)
 
 
-def _geometry(x, n, h, w):
-    return dict(pixels=n * h * w, height=h, width=w, stride_n=x.stride(0), stride_t=x.stride(1), stride_y=x.stride(2),
-                stride_x=x.stride(3))
+def _strides(x):
+    return dict(stride_n=x.stride(0), stride_t=x.stride(1), stride_y=x.stride(2), stride_x=x.stride(3))
 
 
 def convolve_planes(x: Tensor, weights: Tensor, cout: int, *, bias: Tensor | None = None, relu: bool = False,
                     mask: Tensor | None = None, sums: bool = False, tf32: bool = False) -> tuple[Tensor, Tensor | None]:
     """(y (N, H, W, cout) of the weights' type, partial sums (tiles, 2, cout) or None); x (N, T, H, W), any strides."""
     n, t, h, w = x.shape
-    options = _options(cout, sums)
+    if h * abs(x.stride(2)) + w * abs(x.stride(3)) >= 1 << 31:
+        x = x.contiguous()  # addresses within a plane have 32 bits
+    options = _options(cout, weights.dtype, sums)
+
+    def tiles(o):
+        return ceil_div(h * w, o["BLOCK_P"])
+
     y = torch.empty((n, h, w, cout), dtype=weights.dtype, device=x.device)
-    partial = torch.empty((ceil_div(n * h * w, options[0]["BLOCK_P"]), 2, cout), device=x.device) if sums else None
-    tuning.launch(planes_convolution, lambda o: ceil_div(n * h * w, o["BLOCK_P"]) * ceil_div(cout, o["BLOCK_M"]), dict(
-        x=x, weights=weights, y=y, bias=bias, mask=mask, partial=partial, **_geometry(x, n, h, w), COUT=cout,
-        TERMS=9 * t, RELU=relu, PRODUCTS=products(weights.dtype, tf32), BLOCK_K=weights.shape[1]), options)
+    partial = torch.empty((n * tiles(options[0]), 2, cout), device=x.device) if sums else None
+    tuning.launch(planes_convolution, lambda o: n * tiles(o) * ceil_div(cout, o["BLOCK_M"]), dict(
+        x=x, weights=weights, y=y, bias=bias, mask=mask, partial=partial, tiles=tiles, height=h, width=w, **_strides(x),
+        COUT=cout, FRAMES=t, RELU=relu, PRODUCTS=products(weights.dtype, tf32)), options)
     return y, partial
 
 
@@ -159,7 +182,7 @@ def planes_gradient(x: Tensor, dy: Tensor, *, tf32: bool = False, dtype: torch.d
     ranges, each = ranges_of(n * h * w, option["BLOCK_P"], blocks)
     partial = torch.empty((ranges, cout * 9 * t), device=x.device)
     tuning.launch(planes_gradient_partial, ranges * blocks, dict(
-        x=x, dy=dy, partial=partial, **_geometry(x, n, h, w), pixels_of_a_range=each, COUT=cout, TERMS=9 * t,
+        x=x, dy=dy, partial=partial, pixels=n * h * w, height=h, width=w, **_strides(x), pixels_of_a_range=each, COUT=cout, TERMS=9 * t,
         PRODUCTS=products(dy.dtype, tf32), BLOCK_K=power_of_2(9 * t)), [option])
     return add_up(partial, (cout, t, 3, 3), 1, dtype)
 

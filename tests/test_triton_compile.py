@@ -20,7 +20,7 @@ from triton.compiler import ASTSource  # noqa: E402
 from triton.tools.tensor_descriptor import TensorDescriptor  # noqa: E402
 
 from dblr_fast.backends.triton_backend import TritonBackend  # noqa: E402
-from dblr_fast.triton_kernels import common, tuning  # noqa: E402
+from dblr_fast.triton_kernels import common, convolution, tuning  # noqa: E402
 
 SHARED = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, "gfx942": 64 << 10}
 PRODUCTS = ("conv3x3", "weight_gradient_partial", "planes_convolution", "planes_gradient_partial")
@@ -35,7 +35,10 @@ def target_of(arch):
 
 @pytest.fixture
 def recorded(monkeypatch):
-    """Function (arch, op, dtype, precision) -> {what it is: (kernel, arguments, configurations)} of its launches."""
+    """Function (arch, op, dtype, precision) -> {what it is: (kernel, arguments, configurations)} of its launches.
+
+    op: an op's name, or a function of the type that launches.
+    """
     def record(arch, op, dtype=torch.float16, level="exact", width=5):
         launches = {}
 
@@ -43,9 +46,12 @@ def recorded(monkeypatch):
             launches.setdefault(tuning._shape_class(kernel, arguments), (kernel, arguments, options or [{}]))
 
         monkeypatch.setattr(tuning, "device_facts", lambda device: tuning.Device(
-            str(arch), SHARED[arch], arch == 90, arch == 90))
+            str(arch), SHARED[arch], arch == 90, arch == 90, 100))
         monkeypatch.setattr(tuning, "launch", launch)
-        ours(TritonBackend().at(level), (op, "real", 2, 3, width, op == "block"), dtype)
+        if callable(op):
+            op(dtype)
+        else:
+            ours(TritonBackend().at(level), (op, "real", 2, 3, width, op == "block"), dtype)
         return launches
 
     return record
@@ -131,6 +137,32 @@ def test_hopper_through_descriptors(recorded, op):
             ptx = compiled(90, kernel, arguments, option).asm["ptx"]
             assert "cp.async.bulk.tensor.4d" in ptx and "cp.async.bulk.tensor.2d" in ptx
             assert "cp.async.cg" not in ptx
+
+
+@pytest.mark.parametrize("adds,masked", [(0, False), (1, False), (2, False), (1, True)])
+def test_walking(recorded, adds, masked):
+    """All weights stay in shared memory, three rows are under way, and nothing spills: what may follow the sums of a layer."""
+    def convolve(dtype):
+        maps = [torch.zeros(1, 3, 640, 64, dtype=dtype) for _ in range(4)]
+        weights, vector = convolution.pack_weights(torch.zeros(64, 64, 3, 3), dtype), torch.zeros(64)
+        norm = convolution.Norm(vector, vector, vector, vector)
+        convolution.convolve(maps[0], weights, scale=vector if masked else None, shift=vector, relu=True,
+                             add=tuple(maps[1:1 + adds]), mask=maps[3] if masked else None,
+                             mask_norm=norm if masked else None)
+
+    (what, (kernel, arguments, options)), = only(recorded(90, convolve), "conv3x3").items()
+    walking = [option for option in options if option["WALK"]]
+    assert [option["BOXES"] for option in walking] == [False, True]
+    for option in walking:
+        program, pixels = compiled(90, kernel, arguments, option), option["BLOCK_P"]
+        check(90, {what: (kernel, arguments, [option])}, WGMMA)
+        counted = 9 * 64 * 128 + 3 * 3 * pixels * 128 + pixels * 64
+        assert counted <= program.metadata.shared <= counted + 64, "not what tuning counts"
+        ptx, used = program.asm["ptx"], registers(program)
+        assert set(re.findall(r"wgmma\.mma_async\S*\.(m64n\d+k16)", ptx)) == {"m64n64k16"}
+        assert len(re.findall(r"wgmma\.mma_async", ptx)) == 9 * 4, "a row's products stand there once"
+        assert ("cp.async.bulk.tensor.4d" in ptx) == option["BOXES"] and ("cp.async.cg" in ptx) != option["BOXES"]
+        assert used is None or used[1] == 0, f"spills {used[1]} bytes"
 
 
 @pytest.mark.parametrize("arch", (80, 89))

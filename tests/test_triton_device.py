@@ -68,6 +68,32 @@ def test_same_bits_every_run_and_for_every_configuration(ours, backend, monkeypa
         assert torch.equal(first[name], fixed[name]), name
 
 
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("cin,cout", [(64, 64), (48, 64), (64, 256)])
+@torch.no_grad()
+def test_all_configurations_of_a_layer_give_the_same_bits(monkeypatch, cin, cout, dtype):
+    """Tiles, tensor descriptors, blocks that walk: through a row's end, and rows that no block's last ones end with."""
+    from dblr_fast.triton_kernels import convolution, tuning
+
+    x, add = (torch.randn(2, 37, 250, c, device=GPU).to(dtype) for c in (cin, cout))
+    weights = convolution.pack_weights(torch.randn(cout, cin, 3, 3, device=GPU) / 20, dtype)
+    shift, chosen, convolution_of = torch.randn(cout, device=GPU), [], tuning.convolution
+    monkeypatch.setattr(tuning, "convolution", lambda *_: chosen)
+
+    def convolved(option):
+        chosen[:] = [option]
+        return convolution.convolve(x, weights, shift=shift, relu=True, add=(add,)).y
+
+    options = convolution_of(dtype, cout, False, False, False, 250, 250, GPU)
+    first = convolved(options[0])
+    exact = torch.nn.functional.conv2d(*(t.double() for t in (x.permute(0, 3, 1, 2), weights.data[:, :cout, :cin]
+                                       .reshape(3, 3, cout, cin).permute(2, 3, 0, 1), shift)), padding=1)
+    exact = exact.relu().permute(0, 2, 3, 1) + add.double()
+    assert_close_as_eager("y", first, exact.to(dtype), exact)
+    for option in options[1:]:
+        assert torch.equal(convolved(option), first), option
+
+
 def test_fast_multiplies_in_tf32(ours, backend):
     case = ("conv", "real", 2, 9, 11, False)
     exact, fast = ours(backend, case)["y"], ours(backend.at("fast"), case)["y"]

@@ -115,7 +115,7 @@ def test_the_file_is_the_devices_tritons_and_the_sources(kernel, monkeypatch):
     names.add(tuning.cache_file(device).name)
     monkeypatch.setattr(tuning, "_source_hash", lambda: "0")
     names.add(tuning.cache_file(device).name)
-    monkeypatch.setattr(tuning, "device_facts", lambda device: tuning.Device("GPU / 7", 1, True, True))
+    monkeypatch.setattr(tuning, "device_facts", lambda device: tuning.Device("GPU / 7", 1, True, True, 1))
     names.add(tuning.cache_file(device).name)
     assert len(names) == 4 and not any("/" in name for name in names)
 
@@ -173,11 +173,13 @@ def test_slow_compiling_is_said_once(kernel, monkeypatch, capfd):
 @pytest.mark.parametrize("dtype,tf32", [(torch.float16, False), (torch.float32, False), (torch.float32, True)])
 @pytest.mark.parametrize("channels", (1, 16, 48, 64, 256))
 def test_every_device_has_a_configuration(kernel, monkeypatch, shared, hopper, dtype, tf32, channels):
-    monkeypatch.setattr(tuning, "device_facts", lambda device: tuning.Device("gpu", shared, hopper, hopper))
+    monkeypatch.setattr(tuning, "device_facts", lambda device: tuning.Device("gpu", shared, hopper, hopper, 132))
     device = torch.device("cpu")
     for sums in (False, True):
-        options = tuning.convolution(dtype, channels, tf32, sums, False, 640, device)
-        assert not options[0]["BOXES"]  # DBLR_FAST_AUTOTUNE=off takes it
+        options = tuning.convolution(dtype, channels, tf32, sums, False, 640, 640, device)
+        assert not options[0]["BOXES"] and not options[0]["WALK"]  # DBLR_FAST_AUTOTUNE=off takes it
+        walks = hopper and dtype == torch.float16 and not sums and channels in (48, 64)
+        assert [o["BOXES"] for o in options if o["WALK"]] == [False, True] * walks
         assert any(o["BOXES"] for o in options) == (hopper and dtype == torch.float16 and not sums)
         assert options and all(o["num_stages"] * (o["BLOCK_M"] + o["BLOCK_P"]) * 128 <= shared for o in options)
         if sums:
@@ -189,12 +191,21 @@ def test_every_device_has_a_configuration(kernel, monkeypatch, shared, hopper, d
     (0, ()), (5, ()), (106, ()), (107, (128,)), (128, (128,)), (213, ()), (214, (128, 256)), (640, (128, 256)),
     (1281, (128, 256))])
 def test_descriptors_are_tried_where_their_runs_fill_a_row(monkeypatch, width, runs):
-    monkeypatch.setattr(tuning, "device_facts", lambda device: tuning.Device("gpu", 227 << 10, True, True))
-    options = tuning.convolution(torch.float16, 64, False, False, False, width, torch.device("cpu"))
+    monkeypatch.setattr(tuning, "device_facts", lambda device: tuning.Device("gpu", 227 << 10, True, True, 132))
+    options = tuning.convolution(torch.float16, 64, False, False, False, width, width, torch.device("cpu"))
     assert {o["BLOCK_P"] for o in options if o["BOXES"]} == set(runs)
+    assert any(o["WALK"] for o in options) == (128 in runs)
     for taps in (False, True):  # all sum in one order
-        options = tuning.convolution(torch.float16, 256, False, False, taps, width, torch.device("cpu"))
+        options = tuning.convolution(torch.float16, 256, False, False, taps, width, width, torch.device("cpu"))
         assert not taps or len({(o["BLOCK_M"], o["BLOCK_P"], o["num_warps"]) for o in options}) == 1
+
+
+@pytest.mark.parametrize("runs, height, rows", [
+    (10, 720, 56),  # 1280x720 in runs of 128 pixels: 130 blocks for 132 multiprocessors, all at once
+    (5, 360, 14),  # 640x360: 130
+    (1, 128, 1), (132, 720, 720), (1000, 5, 5), (1, 1, 1)])
+def test_rows_to_walk(runs, height, rows):
+    assert tuning.rows_to_walk(runs, height, 132) == rows
 
 
 def test_what_depends_on_the_configuration_is_made_for_it(monkeypatch):

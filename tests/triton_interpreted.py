@@ -138,8 +138,13 @@ def test_statistics_of_a_large_mean_lose_nothing():
         assert_close_as_eager(name, got, eager, exact)
 
 
-def test_planes_of_eleven_frames():
-    x = torch.rand(2, 11, 4, 6, generator=torch.Generator().manual_seed(3))
+@pytest.mark.parametrize("order", [(0, 3, 1, 2), (3, 1, 2, 0), (1, 0, 3, 2)])
+def test_planes_of_eleven_frames_in_any_strides(order):
+    """A picture fills no tile, and the next begins another."""
+    sizes = [0] * 4
+    for at, size in zip(order, (3, 11, 9, 15)):
+        sizes[at] = size
+    x = torch.rand(*sizes, generator=torch.Generator().manual_seed(3)).permute(order)
     weight = torch.randn(20, 11, 3, 3, generator=torch.Generator().manual_seed(4)) * 0.1
     y, partial = planes.convolve_planes(x, planes.pack_planes(weight, torch.float32), 20, sums=True)
 
@@ -160,42 +165,74 @@ def test_nan_passes_through():
     assert y[:, :, 1:4, 2:5].isnan().all() and y[:, :, :, 5:].isfinite().all()
 
 
-@pytest.fixture
-def boxed(monkeypatch):
-    """Maps are read through descriptors wherever they may be, in runs of 16 pixels."""
-    taken, convolution_of = [], tuning.convolution
+# Ways to read maps that are chosen among on a GPU, in runs of 16 pixels, wherever they may be taken.
+WAYS = {"boxes": dict(BOXES=True), "walk": dict(WALK=True), "walk through boxes": dict(BOXES=True, WALK=True)}
 
-    def options(dtype, cout, tf32, sums, taps, width, device):
-        plain = convolution_of(dtype, cout, tf32, sums, taps, width, device)[0]
-        taken.append(width > 0)
-        return [plain | dict(BLOCK_P=16, BOXES=True) if width else plain]
+
+@pytest.fixture
+def way(request, monkeypatch):
+    """One of WAYS is taken; the list says for each launch whether it could be."""
+    taken, convolution_of, way = [], tuning.convolution, WAYS[request.param]
+
+    def options(dtype, cout, tf32, sums, taps, boxed, walked, device):
+        plain = convolution_of(dtype, cout, tf32, sums, taps, boxed, walked, device)[0]
+        possible = boxed if "BOXES" in way else True
+        if "WALK" in way:
+            possible = possible and walked and not sums and not taps and plain["BLOCK_M"] <= 64
+        taken.append(bool(possible))
+        return [plain | dict(BLOCK_P=16) | way if possible else plain]
 
     monkeypatch.setattr(tuning, "convolution", options)
     return taken
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, torch.float16), ids=str)
-@pytest.mark.parametrize("op", OPS)
-def test_through_descriptors(boxed, op, dtype):
+@pytest.mark.parametrize("way,op,dtype", [
+    *(("boxes", op, dtype) for op in OPS for dtype in (torch.float32, torch.float16)),
+    ("walk", "stem_3d", torch.float16), ("walk", "block", torch.float16),
+    ("walk through boxes", "conv_relu_residual", torch.float16)], indirect=["way"], ids=str)
+def test_ways_to_read_maps(way, op, dtype):
     """Rows that runs do not fill, several pictures, channels that fill no step."""
     case = (op, "small", 2, 3, 19, False)
     through = ours(BACKEND, case, dtype)
-    assert any(boxed)
+    assert any(way)
     if dtype == torch.float32:
         compare(case, through)
     else:
         compare_low(case, through, dtype)
 
 
+@pytest.mark.parametrize("way", ("boxes", "walk through boxes"), indirect=True)
 @torch.no_grad()
-def test_network_through_descriptors(boxed):
+def test_ways_to_read_maps_of_a_network(way):
     fold = folded(network_of(1))
     x = torch.rand(2, 5, 4, 17)
     through = BACKEND.network(fold, "half", CPU)(x, (0, 4, 0, 17))
+    assert sum(way) >= len(way) - 2  # L33 and L34 do not walk
     exact = BACKEND.network(fold, "exact", CPU)(x, (0, 4, 0, 17))
-    assert all(boxed)
     eager = EachLayerRounded(fold, torch.float16)(x)
     assert_close_as_eager("network", through.half(), eager, exact.double())
+
+
+@pytest.mark.parametrize("height,rows", [(1, 1), (7, 1), (7, 2), (7, 3), (7, 7), (7, 9)])
+@torch.no_grad()
+def test_walking_gives_the_bits_of_tiles_however_many_rows(monkeypatch, height, rows):
+    """Poisoned output, all that may follow the sums, rows that no block's last ones end with."""
+    g = torch.Generator().manual_seed(5)
+    x, add, mask = (torch.randn(2, height, 21, 40, generator=g).half() for _ in range(3))
+    weights = convolution.pack_weights(torch.randn(40, 40, 3, 3, generator=g), torch.float16)
+    scale, shift = torch.rand(40, generator=g), torch.randn(40, generator=g)
+    norm = convolution.Norm(scale, shift, scale, shift)
+
+    def convolved(**way):
+        options = [dict(BLOCK_M=64, BLOCK_P=16, BOXES=False, WALK=False, num_warps=1, num_stages=1) | way]
+        monkeypatch.setattr(tuning, "convolution", lambda *_: options)
+        return convolution.convolve(x, weights, scale=scale, shift=shift, relu=True, add=(add, x), mask=mask,
+                                    mask_norm=norm).y
+
+    monkeypatch.setattr(tuning, "rows_to_walk", lambda *_: rows)
+    tiles = convolved()
+    assert tiles.isfinite().all() and torch.equal(convolved(WALK=True), tiles)
+    assert torch.equal(convolved(WALK=True, BOXES=True), tiles)
 
 
 class Launches:

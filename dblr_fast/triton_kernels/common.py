@@ -80,3 +80,33 @@ def source(x, scale, shift, inside, RELU: tl.constexpr):
             v = relu(v)
         x = narrow(tl.where(inside, v, 0.0), x.dtype)
     return x
+
+
+@triton.jit
+def vector(pointer, channels, COUNT: tl.constexpr):
+    """(1, channels) of a float32 vector, zero from COUNT on."""
+    return tl.load(pointer + channels, mask=channels < COUNT, other=0.0)[None, :]
+
+
+@triton.jit
+def finish(v, scale, shift, added0, added1, masked_by, mask_scale, mask_shift, RELU: tl.constexpr):
+    """What follows a convolution's sums v (pixels, channels): mask(act(v * scale + shift) + added0 + added1).
+
+    All tensors, or None, which leaves a step out (callers load what is there: no function may return None).
+    """
+    if scale is not None:
+        v *= scale
+    if shift is not None:
+        v += shift
+    if RELU:
+        v = relu(v)
+    if added0 is not None:
+        v += added0.to(tl.float32)
+    if added1 is not None:
+        v += added1.to(tl.float32)
+    if masked_by is not None:
+        sign = masked_by
+        if mask_scale is not None:
+            sign = masked_by * mask_scale + mask_shift
+        v = tl.where(sign > 0, v, 0.0)
+    return v

@@ -7,6 +7,8 @@ from the L2 cache (1152 bytes for 64 channels in 16 bits), which bounds a 64->64
 
 With BOXES pixels and weights come through tensor descriptors: the copy engine (TMA) computes addresses and fills in
 the zeros outside the picture, and a block's pixels are a run of one row, so the last run of each row has some to spare.
+
+With WALK a block goes down its run, row by row, and fetches each pixel three times, not nine: see walk.py.
 """
 
 from __future__ import annotations
@@ -20,25 +22,19 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import tuning
-from .common import FLAT, SIZES, block_k, block_m, ceil_div, multiply, narrow, products, relu, source
+from .common import FLAT, SIZES, block_k, block_m, ceil_div, finish, multiply, narrow, products, source, vector
+from .walk import walk
 
 SUMS = ("none", "statistics", "total", "normalised")
 
 
-@triton.jit(do_not_specialize=SIZES)
-def conv3x3(x, weights, x_boxes, weight_boxes, y, scale_in, shift_in, scale, shift, add0, add1, mask, mask_scale,
-            mask_shift, norm_scale, norm_shift, partial, tap_weights, taps, pixels, height, width, runs,
-            CIN: tl.constexpr, COUT: tl.constexpr, PADDED_IN: tl.constexpr, PADDED_OUT: tl.constexpr,
-            RELU_IN: tl.constexpr, RELU: tl.constexpr, SUMS: tl.constexpr, PRODUCTS: tl.constexpr,
-            BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr, BOXES: tl.constexpr):
-    """y = mask(act(conv(act(x * scale_in + shift_in)) * scale + shift) + add0 + add1); None leaves a step out.
-
-    weights: (9, PADDED_OUT, PADDED_IN). x_boxes, weight_boxes: descriptors of both, with BOXES; runs: how many of
-    BLOCK_P pixels make a row. The mask keeps a value where mask (* mask_scale + mask_shift) is above 0.
-    partial (tiles, 2, COUT): "statistics" mean and sum of squared deviations of the products' sums, "total" the sum
-    of y, "normalised" the sums of y and y * (mask * norm_scale + norm_shift), each over the tile's pixels.
-    taps (PADDED_OUT / BLOCK_M, 9, pixels): y contracted with tap_weights (PADDED_OUT, 16), channels of the block.
-    """
+@triton.jit
+def _tile(x, weights, x_boxes, weight_boxes, y, scale_in, shift_in, scale, shift, add0, add1, mask, mask_scale,
+          mask_shift, norm_scale, norm_shift, partial, tap_weights, taps, pixels, height, width, runs,
+          CIN: tl.constexpr, COUT: tl.constexpr, PADDED_IN: tl.constexpr, PADDED_OUT: tl.constexpr,
+          RELU_IN: tl.constexpr, RELU: tl.constexpr, SUMS: tl.constexpr, PRODUCTS: tl.constexpr,
+          BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr, BOXES: tl.constexpr):
+    """A tile of BLOCK_P pixels, through all taps before the next."""
     BLOCKS_M: tl.constexpr = (COUT + BLOCK_M - 1) // BLOCK_M
     CHUNKS: tl.constexpr = PADDED_IN // BLOCK_K
     tile = tl.program_id(0) // BLOCKS_M  # blocks that read the same pixels follow one another
@@ -79,9 +75,7 @@ def conv3x3(x, weights, x_boxes, weight_boxes, y, scale_in, shift_in, scale, shi
             a = tl.load(weights + (tap * PADDED_OUT + m[:, None]) * PADDED_IN + c[None, :])
             b = tl.load(x + ((p + dy * width + dx) * CIN)[:, None] + c[None, :], mask=inside, other=0.0)
         if scale_in is not None:
-            scales = tl.load(scale_in + c, mask=c < CIN, other=0.0)[None, :]
-            shifts = tl.load(shift_in + c, mask=c < CIN, other=0.0)[None, :]
-            b = source(b, scales, shifts, inside, RELU_IN)
+            b = source(b, vector(scale_in, c, CIN), vector(shift_in, c, CIN), inside, RELU_IN)
         acc = multiply(a, tl.trans(b), acc, PRODUCTS)
 
     v = tl.trans(acc)  # (pixels, channels), as maps lie in memory
@@ -96,22 +90,18 @@ def conv3x3(x, weights, x_boxes, weight_boxes, y, scale_in, shift_in, scale, shi
         second = tl.sum(off * off, 0) - rest * rest * count
         first += rest
     if scale is not None:
-        v *= tl.load(scale + m, mask=channel, other=0.0)[None, :]
+        scale = vector(scale, m, COUT)
     if shift is not None:
-        v += tl.load(shift + m, mask=channel, other=0.0)[None, :]
-    if RELU:
-        v = relu(v)
+        shift = vector(shift, m, COUT)
     if add0 is not None:
-        v += tl.load(add0 + at, mask=keep, other=0.0).to(tl.float32)
+        add0 = tl.load(add0 + at, mask=keep, other=0.0)
     if add1 is not None:
-        v += tl.load(add1 + at, mask=keep, other=0.0).to(tl.float32)
+        add1 = tl.load(add1 + at, mask=keep, other=0.0)
     if mask is not None:
-        masked_by = tl.load(mask + at, mask=keep, other=0.0).to(tl.float32)
-        sign = masked_by
+        mask = tl.load(mask + at, mask=keep, other=0.0).to(tl.float32)
         if mask_scale is not None:
-            sign = masked_by * tl.load(mask_scale + m, mask=channel, other=0.0)[None, :] + tl.load(
-                mask_shift + m, mask=channel, other=0.0)[None, :]
-        v = tl.where(sign > 0, v, 0.0)
+            mask_scale, mask_shift = vector(mask_scale, m, COUT), vector(mask_shift, m, COUT)
+    v = finish(v, scale, shift, add0, add1, mask, mask_scale, mask_shift, RELU)
     if y is not None:
         tl.store(y + at, narrow(v, y.dtype.element_ty), mask=keep)
     if SUMS == "total" or SUMS == "normalised":
@@ -119,8 +109,7 @@ def conv3x3(x, weights, x_boxes, weight_boxes, y, scale_in, shift_in, scale, shi
         first = tl.sum(kept, 0)
         second = first
         if SUMS == "normalised":
-            xhat = masked_by * tl.load(norm_scale + m, mask=channel, other=0.0)[None, :] + tl.load(
-                norm_shift + m, mask=channel, other=0.0)[None, :]
+            xhat = mask * vector(norm_scale, m, COUT) + vector(norm_shift, m, COUT)
             second = tl.sum(kept * xhat, 0)
     if SUMS != "none":
         partial += tile.to(tl.int64) * 2 * COUT
@@ -134,6 +123,31 @@ def conv3x3(x, weights, x_boxes, weight_boxes, y, scale_in, shift_in, scale, shi
         taps += start + block.to(tl.int64) * 9 * pixels
         tl.store(taps + p[:, None] + nine[None, :].to(tl.int64) * pixels, planes,
                  mask=valid[:, None] & (nine < 9)[None, :])
+
+
+@triton.jit(do_not_specialize=SIZES)
+def conv3x3(x, weights, x_boxes, weight_boxes, y, scale_in, shift_in, scale, shift, add0, add1, mask, mask_scale,
+            mask_shift, norm_scale, norm_shift, partial, tap_weights, taps, pixels, height, width, runs, rows,
+            CIN: tl.constexpr, COUT: tl.constexpr, PADDED_IN: tl.constexpr, PADDED_OUT: tl.constexpr,
+            RELU_IN: tl.constexpr, RELU: tl.constexpr, SUMS: tl.constexpr, PRODUCTS: tl.constexpr,
+            BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr, BOXES: tl.constexpr,
+            WALK: tl.constexpr):
+    """y = mask(act(conv(act(x * scale_in + shift_in)) * scale + shift) + add0 + add1); None leaves a step out.
+
+    weights: (9, PADDED_OUT, PADDED_IN). x_boxes, weight_boxes: descriptors of both, with BOXES; runs: how many of
+    BLOCK_P pixels make a row; rows: that a block walks, with WALK, which takes neither scale_in, partial nor taps.
+    The mask keeps a value where mask (* mask_scale + mask_shift) is above 0.
+    partial (tiles, 2, COUT): "statistics" mean and sum of squared deviations of the products' sums, "total" the sum
+    of y, "normalised" the sums of y and y * (mask * norm_scale + norm_shift), each over the tile's pixels.
+    taps (PADDED_OUT / BLOCK_M, 9, pixels): y contracted with tap_weights (PADDED_OUT, 16), channels of the block.
+    """
+    if WALK:
+        walk(x, weights, x_boxes, y, scale, shift, add0, add1, mask, mask_scale, mask_shift, height, width, runs, rows,
+             CIN, COUT, RELU, PRODUCTS, BLOCK_K, BLOCK_M, BLOCK_P, BOXES)
+    else:
+        _tile(x, weights, x_boxes, weight_boxes, y, scale_in, shift_in, scale, shift, add0, add1, mask, mask_scale,
+              mask_shift, norm_scale, norm_shift, partial, tap_weights, taps, pixels, height, width, runs, CIN, COUT,
+              PADDED_IN, PADDED_OUT, RELU_IN, RELU, SUMS, PRODUCTS, BLOCK_K, BLOCK_M, BLOCK_P, BOXES)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -199,7 +213,7 @@ def _descriptor(t: Tensor, box: list[int]) -> TensorDescriptor:
 def blocks_of_taps(weights: Packed, tf32: bool) -> int:
     """How many planes a tap has."""
     data = weights.data
-    option = tuning.convolution(data.dtype, weights.out, tf32, False, True, 0, data.device)[0]
+    option = tuning.convolution(data.dtype, weights.out, tf32, False, True, 0, 0, data.device)[0]
     return ceil_div(weights.out, option["BLOCK_M"])
 
 
@@ -215,8 +229,10 @@ def convolve(x: Tensor, weights: Packed, *, norm_in: Norm | None = None, relu_in
     """
     n, h, w, _ = x.shape
     pixels, out = n * h * w, weights.out
-    boxed = w if pixels and sums == "none" and x.shape[3] * x.dtype.itemsize % 16 == 0 and x.data_ptr() % 16 == 0 else 0
-    options = tuning.convolution(x.dtype, out, tf32, sums != "none", tap_weights is not None, boxed, x.device)
+    boxed = pixels and sums == "none" and x.shape[3] * x.dtype.itemsize % 16 == 0 and x.data_ptr() % 16 == 0
+    walked = pixels and keep and norm_in is None and weights.data.shape[2] == block_k(x.dtype, weights.inner)
+    options = tuning.convolution(x.dtype, out, tf32, sums != "none", tap_weights is not None, w * bool(boxed),
+                                 w * bool(walked), x.device)
     tile = options[0]["BLOCK_P"]
     y = torch.empty((n, h, w, out), dtype=x.dtype, device=x.device) if keep else None
     partial = taps = None
@@ -227,8 +243,16 @@ def convolve(x: Tensor, weights: Packed, *, norm_in: Norm | None = None, relu_in
     add0, add1 = (*add, None, None)[:2]
     normalised, step = sums == "normalised", block_k(x.dtype, weights.inner)
 
+    def runs(o):
+        return ceil_div(w, o["BLOCK_P"])
+
+    def rows(o):
+        return tuning.rows_to_walk(n * runs(o), h, tuning.device_facts(x.device).multiprocessors)
+
     def tiles(o):
-        return n * h * ceil_div(w, o["BLOCK_P"]) if o["BOXES"] else ceil_div(pixels, o["BLOCK_P"])
+        if o["WALK"]:
+            return n * runs(o) * ceil_div(h, rows(o))
+        return n * h * runs(o) if o["BOXES"] else ceil_div(pixels, o["BLOCK_P"])
 
     tuning.launch(
         conv3x3, lambda o: tiles(o) * ceil_div(out, o["BLOCK_M"]), dict(
@@ -236,7 +260,7 @@ def convolve(x: Tensor, weights: Packed, *, norm_in: Norm | None = None, relu_in
             x_boxes=lambda o: _descriptor(x, [1, 1, o["BLOCK_P"], step]) if o["BOXES"] else None,
             weight_boxes=lambda o: (
                 _descriptor(weights.data.flatten(0, 1), [o["BLOCK_M"], step]) if o["BOXES"] else None),
-            runs=lambda o: ceil_div(w, o["BLOCK_P"]), y=y,
+            runs=runs, rows=rows, y=y,
             scale_in=norm_in and norm_in.scale, shift_in=norm_in and norm_in.shift,
             scale=scale, shift=shift, add0=add0, add1=add1, mask=mask, mask_scale=mask_norm and mask_norm.scale,
             mask_shift=mask_norm and mask_norm.shift, norm_scale=mask_norm.invstd if normalised else None,

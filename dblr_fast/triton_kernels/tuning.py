@@ -40,26 +40,50 @@ class Device:
     shared: int  # bytes of shared memory that a block may take
     hopper: bool  # its matrix unit takes 64 x 256 sums of four warps from shared memory
     boxes: bool  # its copy engine takes tensor descriptors
+    multiprocessors: int
 
 
 @lru_cache(maxsize=None)
 def device_facts(device: torch.device) -> Device:
     if device.type != "cuda":
-        return Device("interpreter", 227 << 10, True, True)
+        return Device("interpreter", 227 << 10, True, True, 4)
     properties, nvidia = torch.cuda.get_device_properties(device), torch.version.hip is None
     return Device(properties.name, getattr(properties, "shared_memory_per_block_optin", 64 << 10),
-                  nvidia and properties.major == 9, nvidia and properties.major >= 9)
+                  nvidia and properties.major == 9, nvidia and properties.major >= 9,
+                  properties.multi_processor_count)
 
 
-def _option(block_m, block_p, warps, stages, boxes=False):
-    return dict(BLOCK_M=block_m, BLOCK_P=block_p, BOXES=boxes, num_warps=warps, num_stages=stages)
+def _option(block_m, block_p, warps, stages, boxes=False, walk=False):
+    return dict(BLOCK_M=block_m, BLOCK_P=block_p, BOXES=boxes, WALK=walk, num_warps=warps, num_stages=stages)
 
 
-def convolution(dtype, cout, tf32, sums, taps, boxed, device) -> list[dict]:
+@lru_cache(maxsize=256)
+def rows_to_walk(runs: int, height: int, multiprocessors: int) -> int:
+    """How many rows of one of so many runs a block walks, so that all are done soonest: one block fills a
+    multiprocessor, reads two rows more than it makes, and waits for weights as long as for about four."""
+    def time(parts):
+        return ceil_div(runs * parts, multiprocessors) * (ceil_div(height, parts) + 6)
+
+    parts = min(range(1, min(height, 4 * ceil_div(multiprocessors, runs)) + 1), key=time)
+    return ceil_div(height, parts)
+
+
+def _walking(rows, fills, boxed, walked, facts) -> list[dict]:
+    """Configurations that walk. By count they pay on Hopper alone: before, shared memory is the bound of such products;
+    it must hold all weights, three rows under way, each three times, and half a row's sums on their way out."""
+    pixels = 128
+    shared = 9 * rows * 128 + 3 * 3 * pixels * 128 + pixels * rows + 64
+    if rows != 64 or not facts.hopper or shared > facts.shared or not fills(pixels, walked):
+        return []
+    return [_option(rows, pixels, 8, 3, boxes, True) for boxes in ((False, True) if boxed and facts.boxes else (False,))]
+
+
+def convolution(dtype, cout, tf32, sums, taps, boxed, walked, device) -> list[dict]:
     """Configurations of `conv3x3`; shared memory holds num_stages steps of weights and pixels.
 
-    boxed: a row's pixels where maps may be read through descriptors, or 0. Each of the first few configurations then
-    has a twin that does so, unless its runs of pixels would leave more than a sixth of their blocks empty.
+    boxed: a row's pixels where maps may be read through descriptors, or 0; walked: the same where a block may walk
+    down the picture (walk.py). Each of the first few configurations then has a twin that reads so, and two walk, unless
+    their runs of pixels would leave more than a sixth of their blocks empty.
     """
     rows, facts = block_m(cout), device_facts(device)
     if INTERPRETED:
@@ -83,9 +107,15 @@ def convolution(dtype, cout, tf32, sums, taps, boxed, device) -> list[dict]:
     if sums or taps:  # the block's shape decides the order of sums
         same = ("BLOCK_M", "BLOCK_P", "num_warps")
         options = [o for o in options if all(o[k] == options[0][k] for k in same)]
-    if boxed and facts.boxes and dtype.itemsize == 2 and not sums:
-        options += [o | dict(BOXES=True) for o in options[:BOXED]
-                    if ceil_div(boxed, o["BLOCK_P"]) * o["BLOCK_P"] * 5 <= boxed * 6]
+
+    def fills(run, width):
+        return 0 < ceil_div(width, run) * run * 5 <= width * 6
+
+    if dtype.itemsize == 2 and not sums:
+        if boxed and facts.boxes:
+            options += [o | dict(BOXES=True) for o in options[:BOXED] if fills(o["BLOCK_P"], boxed)]
+        if not taps:
+            options += _walking(rows, fills, boxed, walked, facts)
     return options
 
 

@@ -13,34 +13,41 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tuning
-from .common import INTERPRETED, SIZES, block_m, ceil_div, multiply, narrow, power_of_2, products, relu
+from .common import INTERPRETED, SIZES, block_m, ceil_div, multiply, narrow, products, relu
 from .weight_gradient import add_up, ranges_of
+
+
+@triton.jit
+def _taps(px, py, valid, height, width, stride_y, stride_x):
+    """(addresses within a plane, whether in the picture), both (pixels, 16): a tap is at 4 * row + column.
+
+    Rows of four taps, and addresses of 32 bits that frames share, keep instructions few whether or not the compiler
+    knows which tap a thread reads.
+    """
+    k = tl.arange(0, 16)[None, :]
+    row, column = k >> 2, k & 3
+    px = px[:, None] + column - 1
+    py = py[:, None] + row - 1
+    inside = valid[:, None] & (row < 3) & (column < 3) & (py >= 0) & (py < height) & (px >= 0) & (px < width)
+    return py * stride_y + px * stride_x, inside
 
 
 @triton.jit(do_not_specialize=SIZES)
 def planes_convolution(x, weights, y, bias, mask, partial, tiles, height, width, stride_n, stride_t, stride_y, stride_x,
                        COUT: tl.constexpr, FRAMES: tl.constexpr, RELU: tl.constexpr, PRODUCTS: tl.constexpr,
                        BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr):
-    """y (N, H, W, COUT) = mask(act(conv + bias)); weights (COUT padded, FRAMES * 16): a tap is at 4 * row + column.
-
-    tiles: of a picture; partial (N * tiles, 2, COUT): sums. Rows of 4 taps and one frame at a time, with addresses of
-    32 bits within its plane, keep instructions few whether or not the compiler knows which tap a thread reads.
-    """
+    """y (N, H, W, COUT) = mask(act(conv + bias)); weights (COUT padded, FRAMES * 16); tiles: of a picture;
+    partial (N * tiles, 2, COUT): sums."""
     BLOCKS_M: tl.constexpr = (COUT + BLOCK_M - 1) // BLOCK_M
     part = tl.program_id(0) // BLOCKS_M
     tile = part % tiles
     picture = (part // tiles).to(tl.int64)
     m = tl.program_id(0) % BLOCKS_M * BLOCK_M + tl.arange(0, BLOCK_M)
     p = tl.arange(0, BLOCK_P)
-    k = tl.arange(0, 16)
     at = tile * BLOCK_P + p
     valid = at < height * width
-    row, column = k >> 2, k & 3
-    px = (at % width)[:, None] + column[None, :] - 1
-    py = (at // width)[:, None] + row[None, :] - 1
-    inside = valid[:, None] & ((row < 3) & (column < 3))[None, :] & (py >= 0) & (py < height) & (px >= 0) & (px < width)
-    address = py * stride_y + px * stride_x
-    a = weights + (m * (16 * FRAMES))[:, None] + k[None, :]
+    address, inside = _taps(at % width, at // width, valid, height, width, stride_y, stride_x)
+    a = weights + (m * (16 * FRAMES))[:, None] + tl.arange(0, 16)[None, :]
     x += picture * stride_n
     v = tl.zeros((BLOCK_P, BLOCK_M), tl.float32)
     for t in tl.static_range(FRAMES):
@@ -64,44 +71,33 @@ def planes_convolution(x, weights, y, bias, mask, partial, tiles, height, width,
         tl.store(partial + COUT + m, total, mask=channel)
 
 
-@triton.jit
-def _gather(x, at, valid, height, width, stride_n, stride_t, stride_y, stride_x, TERMS: tl.constexpr,
-            BLOCK_K: tl.constexpr):
-    """(BLOCK_K, pixels): row 9 t + tap holds frame t at each pixel's tap; zeros outside the picture."""
-    k = tl.arange(0, BLOCK_K)[:, None]
-    frame = k // 9
-    dy = k % 9 // 3 - 1
-    dx = k % 3 - 1
-    px = (at % width)[None, :] + dx
-    py = (at // width % height)[None, :] + dy
-    picture = (at // width // height).to(tl.int64)[None, :]
-    inside = valid[None, :] & (k < TERMS) & (py >= 0) & (py < height) & (px >= 0) & (px < width)
-    address = picture * stride_n + frame.to(tl.int64) * stride_t + py.to(tl.int64) * stride_y + px * stride_x
-    return tl.load(x + address, mask=inside, other=0.0)
-
-
 @triton.jit(do_not_specialize=SIZES)
 def planes_gradient_partial(x, dy, partial, pixels, height, width, stride_n, stride_t, stride_y, stride_x,
-                            pixels_of_a_range, COUT: tl.constexpr, TERMS: tl.constexpr, PRODUCTS: tl.constexpr,
-                            BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr):
-    """partial[range][out][9 t + tap] = sum over the range's pixels p of dy[p][out] * x[t][p + tap]."""
+                            pixels_of_a_range, COUT: tl.constexpr, FRAMES: tl.constexpr, PRODUCTS: tl.constexpr,
+                            BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr):
+    """partial[range][out][9 t + tap] = sum over the range's pixels p of dy[p][out] * x[t][p + tap]; a block has one t."""
     BLOCKS_M: tl.constexpr = (COUT + BLOCK_M - 1) // BLOCK_M
-    part = tl.program_id(0) // BLOCKS_M
-    m = tl.program_id(0) % BLOCKS_M * BLOCK_M + tl.arange(0, BLOCK_M)
-    k = tl.arange(0, BLOCK_K)
-    count = tl.minimum(pixels_of_a_range, pixels - part * pixels_of_a_range)
-    dy += part.to(tl.int64) * pixels_of_a_range * COUT
-    acc = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
+    t = tl.program_id(0) % FRAMES  # blocks that read the same dy follow one another
+    part = tl.program_id(0) // FRAMES // BLOCKS_M
+    m = tl.program_id(0) // FRAMES % BLOCKS_M * BLOCK_M + tl.arange(0, BLOCK_M)
+    first = part * pixels_of_a_range
+    count = tl.minimum(pixels_of_a_range, pixels - first)
+    dy += first.to(tl.int64) * COUT
+    x += t.to(tl.int64) * stride_t
+    acc = tl.zeros((BLOCK_M, 16), tl.float32)
     for start in range(0, count, BLOCK_P):
         p = start + tl.arange(0, BLOCK_P)
         valid = p < count
         d = tl.load(dy + (p * COUT)[:, None] + m[None, :], mask=valid[:, None] & (m < COUT)[None, :], other=0.0)
-        b = _gather(x, part * pixels_of_a_range + p, valid, height, width, stride_n, stride_t, stride_y, stride_x,
-                    TERMS, BLOCK_K)
-        b = narrow(b.to(tl.float32), d.dtype)
-        acc = multiply(tl.trans(d), tl.trans(b), acc, PRODUCTS)
-    partial += part.to(tl.int64) * COUT * TERMS
-    tl.store(partial + (m * TERMS)[:, None] + k[None, :], acc, mask=(m < COUT)[:, None] & (k < TERMS)[None, :])
+        row = (first + p) // width
+        address, inside = _taps((first + p) % width, row % height, valid, height, width, stride_y, stride_x)
+        of_picture = x + (row // height).to(tl.int64) * stride_n
+        b = tl.load(of_picture[:, None] + address, mask=inside, other=0.0)
+        acc = multiply(tl.trans(d), narrow(b.to(tl.float32), d.dtype), acc, PRODUCTS)
+    partial += part.to(tl.int64) * COUT * 9 * FRAMES
+    k = tl.arange(0, 16)
+    at = (m * (9 * FRAMES))[:, None] + (9 * t + 3 * (k >> 2) + (k & 3))[None, :]
+    tl.store(partial + at, acc, mask=(m < COUT)[:, None] & (k < 12)[None, :] & ((k & 3) < 3)[None, :])
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -150,6 +146,12 @@ def pack_planes(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.nn.functional.pad(weight.to(dtype), (0, 1, 0, 1, 0, 0, 0, rows)).flatten(1)
 
 
+def _near(x: Tensor) -> Tensor:
+    """x, a copy where addresses within a plane need more than 32 bits."""
+    far = x.shape[2] * x.stride(2) + x.shape[3] * x.stride(3) >= 1 << 31
+    return x.contiguous() if far else x
+
+
 def _strides(x):
     return dict(stride_n=x.stride(0), stride_t=x.stride(1), stride_y=x.stride(2), stride_x=x.stride(3))
 
@@ -157,9 +159,8 @@ def _strides(x):
 def convolve_planes(x: Tensor, weights: Tensor, cout: int, *, bias: Tensor | None = None, relu: bool = False,
                     mask: Tensor | None = None, sums: bool = False, tf32: bool = False) -> tuple[Tensor, Tensor | None]:
     """(y (N, H, W, cout) of the weights' type, partial sums (tiles, 2, cout) or None); x (N, T, H, W), any strides."""
+    x = _near(x)
     n, t, h, w = x.shape
-    if h * abs(x.stride(2)) + w * abs(x.stride(3)) >= 1 << 31:
-        x = x.contiguous()  # addresses within a plane have 32 bits
     options = _options(cout, weights.dtype, sums)
 
     def tiles(o):
@@ -175,15 +176,16 @@ def convolve_planes(x: Tensor, weights: Tensor, cout: int, *, bias: Tensor | Non
 
 def planes_gradient(x: Tensor, dy: Tensor, *, tf32: bool = False, dtype: torch.dtype = torch.float32) -> Tensor:
     """dw (COUT, T, 3, 3) of planes x (N, T, H, W) in any strides and a map dy (N, H, W, COUT)."""
+    x = _near(x)
     n, t, h, w = x.shape
     cout = dy.shape[3]
     option = _option(cout)
-    blocks = ceil_div(cout, option["BLOCK_M"])
+    blocks = ceil_div(cout, option["BLOCK_M"]) * t
     ranges, each = ranges_of(n * h * w, option["BLOCK_P"], blocks)
     partial = torch.empty((ranges, cout * 9 * t), device=x.device)
     tuning.launch(planes_gradient_partial, ranges * blocks, dict(
-        x=x, dy=dy, partial=partial, pixels=n * h * w, height=h, width=w, **_strides(x), pixels_of_a_range=each, COUT=cout, TERMS=9 * t,
-        PRODUCTS=products(dy.dtype, tf32), BLOCK_K=power_of_2(9 * t)), [option])
+        x=x, dy=dy, partial=partial, pixels=n * h * w, height=h, width=w, **_strides(x), pixels_of_a_range=each,
+        COUT=cout, FRAMES=t, PRODUCTS=products(dy.dtype, tf32)), [option])
     return add_up(partial, (cout, t, 3, 3), 1, dtype)
 
 

@@ -268,6 +268,7 @@ Stage amx_stage(const Run<float>& run, const AmxWeights& w, const Convolution<fl
   if (c.norm_sums) c.norm_sums->resize(tasks, w.out);
   const std::size_t size = AmxRows<In>::scratch(w.pixel, tiling) * sizeof(Bf16);  // then means of channels
   Stage stage = {tasks, size + w.out * sizeof(float)};
+  stage.part = [tiling](Index task) { return covered(tiling.tile(task)); };
   stage.run = [=, &w](Index task, Index next, char* scratch) {
     const Tile t = tiling.tile(task);
     const AmxRows<In> rows(w, c.source, readable, t, reinterpret_cast<Bf16*>(scratch));
@@ -317,6 +318,7 @@ Stage amx_tail_stage(int threads, Map<const Bf16> h1, const AmxWeights& second, 
   const Index row = kTailPixels * last.pixel;
   const Index size = AmxRows<Bf16>::scratch(second.pixel, tiling) + 2 * row;
   Stage stage = {h1.n * tiling.tasks(), size * sizeof(Bf16)};
+  stage.part = [tiling](Index task) { return covered(tiling.tile(task)); };
   stage.run = [=, &second, &last](Index task, Index, char* scratch) {
     const Tile t = tiling.tile(task);
     Bf16* const kept = reinterpret_cast<Bf16*>(scratch);

@@ -185,8 +185,9 @@ void Network::let_begin_early(const std::vector<Strips::Strip>& order, std::size
   } else if (layer == tail + 1) {
     stage.beside = layer_at(1) == 1 ? 2 : 0;
   } else if (layer_at(1) == layer - 1 && layer != wide) {  // whose map lies in the place of what L32 reads
-    // What a layer writes lies in the place of what the one before reads: of skewed strips two rows further down.
-    stage.near = {1, skewed ? 3 : 1, 1};
+    // What a layer writes lies in the place of what the one before reads: of skewed strips two rows further down. By AMX
+    // a task reads two columns to its right, of which the second meets zeros.
+    stage.near = {1, skewed ? 3 : 1, amx_.empty() ? 1 : 2};
     stage.beside = layer == 1 && layer_at(2) == tail ? 2 : 1;
   }
 }
@@ -265,7 +266,7 @@ void Network::run_with(int threads, Map<const float> x, const Rect& valid, Strip
   stages.push_back([&](const Rect& strip) { return taps_stage<float>(constant(maps.taps), b3_, strip, y); });
 
   std::vector<Strips::Strip> order = strips.order();
-  const bool beside = skewed_ && amx_.empty() && valid.w() == w;
+  const bool beside = skewed_ && valid.w() == w;
   if (beside) taps_later(order);
   std::vector<Stage> next;
   for (std::size_t i = 0; i < order.size(); i++) {

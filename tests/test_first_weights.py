@@ -14,8 +14,8 @@ import dblr_fast
 from dblr_fast.checkpoint import read_metadata
 from dblr_fast.training import first_weights
 from dblr_fast.training.pool import Pool
-from dblr_fast.training.recipe import (ALL, FlatResponse, Muon, calibrate, charbonnier, optimisers,
-                                       orthogonal, restore, start_)
+from dblr_fast.training.recipe import (ALL, FlatResponse, Muon, calibrate, charbonnier, optimisers, orthogonal,
+                                       pass_black_, restore, start_)
 
 
 class SmallNet(dblr_fast.DBLRNet):
@@ -163,9 +163,29 @@ def test_brightness_is_held(depth):
         learn(model, x, depth)
     assert float((restore(model, x, depth) - x[:, 2:3]).abs().max()) > 1e-4  # it has learned something,
     inside = (slice(None), slice(None), slice(20, -20), slice(20, -20))
-    change = [(restore(model, torch.full((1, 5, 48, 48), level), depth) - level)[inside]
-              for level in (0.25, 0.75)]
-    assert float((change[0] - change[1]).abs().max()) < 1e-4  # and treats dark and bright alike
+    black, dark, bright = [(restore(model, torch.full((1, 5, 48, 48), level), depth) - level)[inside]
+                           for level in (0.0, 0.25, 0.75)]
+    assert float((dark - bright).abs().max()) < 1e-4  # and treats dark and bright alike,
+    if depth is not ALL:  # L33 and L34 end in ReLU
+        assert float((black - dark).abs().max()) < 1e-4  # down to black
+
+
+@pytest.mark.parametrize("tail_skip", [True, False])
+@torch.no_grad()
+def test_black_passes(tail_skip):
+    """A negative bias that ReLU follows cuts dark pixels off; moved, it leaves the rest as it was."""
+    torch.manual_seed(0)
+    model = start_(dblr_fast.DBLRNet(width=8, blocks=2, tail_skip=tail_skip), 2)
+    x = 0.25 + 0.5 * torch.rand(1, 5, 40, 40)
+    calibrate(model, [x])
+    model.conv1.bias[0], model.conv2.bias[0] = -0.02, -0.01
+    model.conv32.bn.bias[0] = 0.06 if tail_skip else 0.03
+    before, black = model(x), torch.zeros(1, 5, 40, 40)
+    inside = (slice(None), slice(None), slice(16, -16), slice(16, -16))
+    assert float(model(black)[inside].min()) > 0.02
+    pass_black_(model)
+    assert torch.allclose(model(x)[inside], before[inside], rtol=0, atol=1e-5)
+    assert float(model(black)[inside].abs().max()) < 1e-5
 
 
 def test_steps_of_kernels_are_orthogonal():

@@ -42,6 +42,18 @@ def wake_(model, depth=ALL):
             block.second.bn.weight[1:] = 0.2
 
 
+@torch.no_grad()
+def pass_black_(model):
+    """Move the biases of the picture's channel in L1 and L2 behind L32's sum; in place.
+
+    Where they are negative ReLU cuts off whatever is darker. The picture passes with weight 1 and kernels that see it
+    sum to zero, so all else comes out as before, but for borders, where zeros are not moved with it.
+    """
+    moved = model.conv1.bias[0] + model.conv2.bias[0]
+    model.conv32.bn.bias[0] += 2 * moved if model.tail_skip else moved
+    model.conv1.bias[0] = model.conv2.bias[0] = 0
+
+
 def restore(model, x, depth=ALL):
     """The restored frame of windows x (N, T, H, W), by as many of the residual blocks as `depth` says.
 
@@ -107,7 +119,7 @@ def calibrate(model, batches):
 class FlatResponse:
     """Holds the sums of the kernels that see the picture itself (all of L1's, and those that take channel 0
     of the residual stream), so that features tell detail and not brightness; and, in L1 and L2, the kernels
-    through which the picture passes.
+    and biases through which the picture passes, for with a negative bias ReLU cuts off what is dark.
 
     All pixels agree on brightness, so without this every step is first of all a jump of brightness (15 times
     the rest, measured with Adam) and the next step's gradient mostly mends it. Holding the sums of all
@@ -119,7 +131,7 @@ class FlatResponse:
         later = [model.conv2, *(b.first.conv for b in model.blocks), model.conv31.conv, *tail]
         self.held = [(model.conv1.weight, model.conv1.weight.shape[1]), *((conv.weight, 1) for conv in later)]
         self.means = [self.mean(w.detach()[:, :n]) for w, n in self.held]
-        self.stem = [model.conv1.weight, model.conv2.weight]
+        self.stem = [model.conv1.weight, model.conv1.bias, model.conv2.weight, model.conv2.bias]
 
     @staticmethod
     @torch.no_grad()
@@ -128,12 +140,12 @@ class FlatResponse:
 
     @torch.no_grad()
     def project_gradients(self):
-        """Take out of the gradients what would change a sum or the picture's own kernels."""
+        """Take out of the gradients what would change a sum or the picture's own kernels and biases."""
         for w, n in self.held:
             if w.grad is not None:
                 w.grad[:, :n].sub_(self.mean(w.grad[:, :n]))
-        for w in self.stem:
-            w.grad[0].zero_()
+        for p in self.stem:
+            p.grad[0].zero_()
 
     @torch.no_grad()
     def restore(self):

@@ -75,7 +75,7 @@ def planes_convolution(x, weights, y, bias, mask, partial, tiles, height, width,
 def planes_gradient_partial(x, dy, partial, pixels, height, width, stride_n, stride_t, stride_y, stride_x,
                             pixels_of_a_range, COUT: tl.constexpr, FRAMES: tl.constexpr, PRODUCTS: tl.constexpr,
                             BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr):
-    """partial[range][out][9 t + tap] = sum over the range's pixels p of dy[p][out] * x[t][p + tap]; a block has one t."""
+    """partial[range][out][9 t + tap] = sum over the range's pixels p of dy[p][out] * x[t][p + tap]; a block: one t."""
     BLOCKS_M: tl.constexpr = (COUT + BLOCK_M - 1) // BLOCK_M
     t = tl.program_id(0) % FRAMES  # blocks that read the same dy follow one another
     part = tl.program_id(0) // FRAMES // BLOCKS_M

@@ -75,7 +75,8 @@ def _walking(rows, fills, boxed, walked, facts) -> list[dict]:
     shared = 9 * rows * 128 + 3 * 3 * pixels * 128 + pixels * rows + 64
     if rows != 64 or not facts.hopper or shared > facts.shared or not fills(pixels, walked):
         return []
-    return [_option(rows, pixels, 8, 3, boxes, True) for boxes in ((False, True) if boxed and facts.boxes else (False,))]
+    ways = (False, True) if boxed and facts.boxes else (False,)
+    return [_option(rows, pixels, 8, 3, boxes, True) for boxes in ways]
 
 
 def convolution(dtype, cout, tf32, sums, taps, boxed, walked, device) -> list[dict]:

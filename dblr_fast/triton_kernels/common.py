@@ -89,15 +89,17 @@ def vector(pointer, channels, COUNT: tl.constexpr):
 
 
 @triton.jit
-def finish(v, scale, shift, added0, added1, masked_by, mask_scale, mask_shift, RELU: tl.constexpr):
-    """What follows a convolution's sums v (pixels, channels): mask(act(v * scale + shift) + added0 + added1).
+def finish(v, m, scale, shift, added0, added1, masked_by, mask_scale, mask_shift, COUT: tl.constexpr,
+           RELU: tl.constexpr):
+    """What follows a convolution's sums v (pixels, channels m): mask(act(v * scale + shift) + added0 + added1).
 
-    All tensors, or None, which leaves a step out (callers load what is there: no function may return None).
+    scale, shift, mask_scale, mask_shift: pointers to vectors of all channels; added, masked_by: tensors. None leaves a
+    step out (callers load what is there: no function may return None).
     """
     if scale is not None:
-        v *= scale
+        v *= vector(scale, m, COUT)
     if shift is not None:
-        v += shift
+        v += vector(shift, m, COUT)
     if RELU:
         v = relu(v)
     if added0 is not None:
@@ -105,8 +107,8 @@ def finish(v, scale, shift, added0, added1, masked_by, mask_scale, mask_shift, R
     if added1 is not None:
         v += added1.to(tl.float32)
     if masked_by is not None:
-        sign = masked_by
+        sign = masked_by.to(tl.float32)
         if mask_scale is not None:
-            sign = masked_by * mask_scale + mask_shift
+            sign = sign * vector(mask_scale, m, COUT) + vector(mask_shift, m, COUT)
         v = tl.where(sign > 0, v, 0.0)
     return v

@@ -89,19 +89,13 @@ def _tile(x, weights, x_boxes, weight_boxes, y, scale_in, shift_in, scale, shift
         rest = tl.sum(off, 0) / count  # what rounding left of the mean
         second = tl.sum(off * off, 0) - rest * rest * count
         first += rest
-    if scale is not None:
-        scale = vector(scale, m, COUT)
-    if shift is not None:
-        shift = vector(shift, m, COUT)
     if add0 is not None:
         add0 = tl.load(add0 + at, mask=keep, other=0.0)
     if add1 is not None:
         add1 = tl.load(add1 + at, mask=keep, other=0.0)
     if mask is not None:
         mask = tl.load(mask + at, mask=keep, other=0.0).to(tl.float32)
-        if mask_scale is not None:
-            mask_scale, mask_shift = vector(mask_scale, m, COUT), vector(mask_shift, m, COUT)
-    v = finish(v, scale, shift, add0, add1, mask, mask_scale, mask_shift, RELU)
+    v = finish(v, m, scale, shift, add0, add1, mask, mask_scale, mask_shift, COUT, RELU)
     if y is not None:
         tl.store(y + at, narrow(v, y.dtype.element_ty), mask=keep)
     if SUMS == "total" or SUMS == "normalised":

@@ -17,7 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import finish, multiply, narrow, vector
+from .common import finish, multiply, narrow
 
 
 @triton.jit
@@ -33,17 +33,11 @@ def _column(above, here, below, b, last, middle, first, PRODUCTS: tl.constexpr):
 def _store(v, at, m, keep, y, scale, shift, added0, add1, mask, mask_scale, mask_shift, COUT: tl.constexpr,
            RELU: tl.constexpr):
     """Finishes channels m of a row's sums and stores them."""
-    if scale is not None:
-        scale = vector(scale, m, COUT)
-    if shift is not None:
-        shift = vector(shift, m, COUT)
     if add1 is not None:
         add1 = tl.load(add1 + at, mask=keep, other=0.0)
     if mask is not None:
-        mask = tl.load(mask + at, mask=keep, other=0.0).to(tl.float32)
-        if mask_scale is not None:
-            mask_scale, mask_shift = vector(mask_scale, m, COUT), vector(mask_shift, m, COUT)
-    v = finish(v, scale, shift, added0, add1, mask, mask_scale, mask_shift, RELU)
+        mask = tl.load(mask + at, mask=keep, other=0.0)
+    v = finish(v, m, scale, shift, added0, add1, mask, mask_scale, mask_shift, COUT, RELU)
     tl.store(y + at, narrow(v, y.dtype.element_ty), mask=keep)
 
 

@@ -15,7 +15,7 @@ from dblr_fast.checkpoint import read_metadata
 from dblr_fast.training import first_weights
 from dblr_fast.training.pool import Pool
 from dblr_fast.training.recipe import (ALL, FlatResponse, Muon, calibrate, charbonnier, optimisers, orthogonal,
-                                       pass_black_, restore, start_)
+                                       restore, settle_, start_)
 
 
 class SmallNet(dblr_fast.DBLRNet):
@@ -172,20 +172,32 @@ def test_brightness_is_held(depth):
 
 @pytest.mark.parametrize("tail_skip", [True, False])
 @torch.no_grad()
-def test_black_passes(tail_skip):
-    """A negative bias that ReLU follows cuts dark pixels off; moved, it leaves the rest as it was."""
+def test_settled_weights_compute_the_same_and_pass_the_picture_as_it_is(tail_skip):
+    """Down to black, which ReLU cuts off after a negative bias, and through every block."""
     torch.manual_seed(0)
     model = start_(dblr_fast.DBLRNet(width=8, blocks=2, tail_skip=tail_skip), 2)
-    x = 0.25 + 0.5 * torch.rand(1, 5, 40, 40)
+    x = 0.25 + 0.5 * torch.rand(1, 5, 48, 48)
     calibrate(model, [x])
     model.conv1.bias[0], model.conv2.bias[0] = -0.02, -0.01
-    model.conv32.bn.bias[0] = 0.06 if tail_skip else 0.03
-    before, black = model(x), torch.zeros(1, 5, 40, 40)
-    inside = (slice(None), slice(None), slice(16, -16), slice(16, -16))
-    assert float(model(black)[inside].min()) > 0.02
-    pass_black_(model)
+    for i, block in enumerate(model.blocks):
+        block.second.bn.bias[0] = 0.01 * (i + 1)
+        block.first.bn.bias += 0.1 * torch.rand(8)  # features of their own, where a picture is flat too
+        block.second.conv.weight[0] = 0.01 * torch.randn_like(block.second.conv.weight[0])
+        block.second.bn.weight[0] = 0.1
+    model.conv32.bn.bias[0] = 0.1
+    inside = (slice(None), slice(None), slice(20, -20), slice(20, -20))
+    before, black = model(x), torch.zeros(1, 5, 48, 48)
+    flat = [model(torch.full_like(black, level))[inside] - level for level in (0.25, 0.75)]
+    assert torch.allclose(flat[0], flat[1], rtol=0, atol=1e-5)
+    settle_(model)
     assert torch.allclose(model(x)[inside], before[inside], rtol=0, atol=1e-5)
-    assert float(model(black)[inside].abs().max()) < 1e-5
+    assert torch.allclose(model(black)[inside], flat[0], rtol=0, atol=1e-5)
+    seen = []
+    hooks = [block.register_forward_hook(lambda _, i, y: seen.append(y[0, 0, 24, 24])) for block in model.blocks]
+    restore(model, torch.full_like(black, 0.25), 2)  # block by block
+    assert torch.allclose(torch.stack(seen), torch.tensor(0.25), rtol=0, atol=1e-6)
+    for hook in hooks:
+        hook.remove()
 
 
 def test_steps_of_kernels_are_orthogonal():

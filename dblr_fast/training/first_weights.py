@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from ..checkpoint import load_model, read_metadata, save_model
-from .recipe import ALL, FlatResponse, calibrate, charbonnier, optimisers, pass_black_, restore, start_, wake_
+from .recipe import ALL, FlatResponse, calibrate, charbonnier, optimisers, restore, settle_, start_, wake_
 
 # From a share of the time on, so many blocks learn from so many windows of a side. Small crops are many, large
 # ones have room for long blurs and fewer zeros at their borders.
@@ -83,7 +83,6 @@ class Run:
             self.origin = json.loads(read_metadata(args.start).get("training", "{}"))
             self.model.load_state_dict(load_model(args.start).state_dict())
             wake_(self.model, self.stages[0][1])
-            pass_black_(self.model)
         self.model.to(self.device).eval()
         self.optimisers = optimisers(self.model, args.lr, args.lr_kernels)
         self.begin, self.step, self.hours, self.tick = time.time(), 0, 0.0, time.time()
@@ -123,7 +122,9 @@ class Run:
                         "batch_norm": "statistics measured at the start and held",
                         "weights": f"moving average, {self.args.decay:g}", "hours": round(self.hours, 2),
                         "device": self.args.device_name}
-            save_model(self.average, self.args.weights, {
+            settled = deepcopy(self.average)
+            settle_(settled)
+            save_model(settled, self.args.weights, {
                 "format_version": "1", "luma_matrix": "bt601", "luma_range": "full", "licence": "Apache-2.0",
                 "trained_on": TRAINED_ON, "training": json.dumps(training),
                 "scores": json.dumps(self.scores)})

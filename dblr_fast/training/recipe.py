@@ -1,5 +1,7 @@
 """What makes a short training useful: where it starts, the loss, statistics, steps, brightness held."""
 
+from copy import deepcopy
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -43,15 +45,26 @@ def wake_(model, depth=ALL):
 
 
 @torch.no_grad()
-def pass_black_(model):
-    """Move the biases of the picture's channel in L1 and L2 behind L32's sum; in place.
+def settle_(model):
+    """Gather behind L32's sum what L1, L2 and the blocks add to the picture's channel where a picture is flat; in place.
 
-    Where they are negative ReLU cuts off whatever is darker. The picture passes with weight 1 and kernels that see it
-    sum to zero, so all else comes out as before, but for borders, where zeros are not moved with it.
+    The picture passes with weight 1 and kernels that see it sum to zero, so all comes out as before, but for borders,
+    where zeros are not moved with it. But ReLU after a negative bias cuts off whatever is darker; and in 16 bits a
+    picture that drifts by less than a step from block to block is rounded by each.
     """
-    moved = model.conv1.bias[0] + model.conv2.bias[0]
-    model.conv32.bn.bias[0] += 2 * moved if model.tail_skip else moved
+    last, moved = model.conv32.bn.bias, model.conv1.bias[0] + model.conv2.bias[0]
     model.conv1.bias[0] = model.conv2.bias[0] = 0
+    last[0] += 2 * moved if model.tail_skip else moved
+    exact = deepcopy(model).cpu().double().eval()
+    flat = torch.full((1, model.frames, 4 * len(model.blocks) + 16, 4 * len(model.blocks) + 16), 0.5).double()
+    y = ops.stem(flat, exact.conv1.weight, exact.conv1.bias, exact.conv2.weight, exact.conv2.bias)
+    middle = flat.shape[-1] // 2
+    for block, of in zip(exact.blocks, model.blocks):
+        before, y = y, block(y)
+        added = (y - before)[0, 0, middle, middle].to(last)
+        of.second.bn.bias[0] -= added
+        if model.tail_skip:
+            last[0] += added
 
 
 def restore(model, x, depth=ALL):
